@@ -1,0 +1,71 @@
+"""Checks at public doors: each failure is one sentence that says what, expected, got and the remedy."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def shapes(**named: tuple[torch.Tensor | np.ndarray, str]) -> dict[str, int]:
+    """Sizes by axis letter; refuses arrays that disagree.
+
+    ``shapes(state=(state, "M B D"), action=(action, "B A"))["D"]``
+
+    Raises:
+        ValueError: an array has another number of axes, or an axis another size than an earlier array gave it.
+    """
+    size: dict[str, int] = {}
+    for name, (array, axes) in named.items():
+        letters = axes.split()
+        if array.ndim != len(letters):
+            raise ValueError(f"{name}: expected axes ({axes}), got shape {tuple(array.shape)}")
+        for letter, n in zip(letters, array.shape, strict=True):
+            if size.setdefault(letter, n) != n:
+                raise ValueError(f"{name}: axis {letter} is {n}, earlier inputs say {letter}={size[letter]}")
+    return size
+
+
+def finite(name: str, array: torch.Tensor | np.ndarray) -> None:
+    """Refuse NaN and Inf, saying how many there are and where the first one is."""
+    bad = ~(torch.isfinite(array) if isinstance(array, torch.Tensor) else np.isfinite(array))
+    if bad.any():
+        first = tuple(int(i) for i in bad.nonzero()[0]) if isinstance(bad, torch.Tensor) else \
+            tuple(int(axis[0]) for axis in bad.nonzero())
+        raise ValueError(f"{name}: {int(bad.sum())} of {bad.size if isinstance(bad, np.ndarray) else bad.numel()} values "
+                         f"are NaN or Inf, the first at {first}; expected finite numbers, so drop or repair those rows")
+
+
+def at_least(name: str, value: int | float, low: int | float) -> None:
+    """Refuse a number below ``low`` (or NaN)."""
+    if isinstance(value, bool) or not value >= low:
+        raise ValueError(f"{name}: expected a number >= {low}, got {value!r}")
+
+
+def within(name: str, index: torch.Tensor | np.ndarray, size: int) -> None:
+    """Refuse integer indices outside 0..size-1."""
+    if len(index) == 0:
+        return
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= size:
+        raise ValueError(f"{name}: expected integers 0..{size - 1}, got values {low}..{high}")
+
+
+def known(what: str, name: object, names: Iterable[object]) -> None:
+    """Refuse a name that is not among the known ones, and list those."""
+    names = list(names)
+    if name not in names:
+        raise ValueError(f"unknown {what} {name!r}; known: {', '.join(map(str, names))}")
+
+
+def writable_folder(path: Path) -> Path:
+    """The folder, made if missing; refuses one that cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".write-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"folder {path}: expected one that can be written, got '{error.strerror}'; "
+                         "name another or change its permissions") from error
+    return path

@@ -1,0 +1,131 @@
+"""What the benchmark can run, as data: environments, data sets, methods, and the settings of each.
+
+``paper`` settings are PerSim's as published and released (NeurIPS 2021, sections 4-5, appendix D; code of March 2021
+where the paper is silent). ``best`` settings are ours. The only file that knows the concrete names.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lowrank_rl.rl.behaviour.scripted import Balance, CorrelatedTorques, EnergyPumping
+from lowrank_rl.rl.contracts import DynamicsModel, Environment, Policy
+from lowrank_rl.rl.envs import cartpole, halfcheetah, mountaincar
+from lowrank_rl.rl.models.persim import PerSim, PerSimConfig
+from lowrank_rl.rl.plan import CEMConfig, ShootingConfig, cem, random_shooting
+from lowrank_rl.rl.policies.mpc import MPC
+from lowrank_rl.rl.policies.uniform import Uniform
+from lowrank_rl.rl.score import Score, mountaincar_bonus, total_reward
+from lowrank_rl.tensor import AdamConfig
+
+ENVIRONMENTS = {e.name: e for e in (mountaincar.ENVIRONMENT, cartpole.ENVIRONMENT, halfcheetah.ENVIRONMENT)}
+BEHAVIOUR: dict[str, Callable[[Environment], Policy]] = {"random": lambda environment: Uniform(environment.actions)}
+TEST_POLICIES: dict[str, Callable[[], Policy]] = {
+    "mountaincar": EnergyPumping, "cartpole": Balance, "halfcheetah": CorrelatedTorques}
+SETTINGS = ("best", "paper")
+
+
+@dataclass(frozen=True)
+class Method:
+    learns: bool       # trains a simulator from a data set
+    plans: bool        # acts by planning in a model
+    personal: bool     # knows which agent it deals with
+    words: str
+
+
+METHODS = {
+    "persim": Method(True, True, True, "PerSim: one simulator per agent by functional tensor completion, then MPC"),
+    "pooled": Method(True, True, False, "the same ensemble and planner without an agent input"),
+    "true-env-mpc": Method(False, True, True, "the same planner with the true dynamics"),
+    "uniform": Method(False, False, False, "uniformly random actions"),
+}
+
+LEARNING = {
+    ("paper", "mountaincar"): PerSimConfig(rank=3, init="linear", normalize=False,
+                                           adam=AdamConfig(epochs=300, batch=512, schedule="halve")),
+    ("paper", "cartpole"): PerSimConfig(rank=5, init="linear", normalize=False,
+                                        adam=AdamConfig(epochs=300, batch=64, schedule="halve")),
+    ("paper", "halfcheetah"): PerSimConfig(rank=15, init="linear", normalize=True, state_hidden=(256,) * 4,
+                                           adam=AdamConfig(epochs=300, batch=512, schedule="halve")),
+    ("best", "mountaincar"): PerSimConfig(rank=3, adam=AdamConfig(epochs=100, batch=512)),
+    ("best", "cartpole"): PerSimConfig(rank=5, adam=AdamConfig(epochs=300, batch=64)),
+    ("best", "halfcheetah"): PerSimConfig(rank=15, state_hidden=(256,) * 4, adam=AdamConfig(epochs=60, batch=512)),
+}
+
+
+@dataclass(frozen=True)
+class Planning:
+    planner: ShootingConfig | CEMConfig
+    score: str              # "total reward", or "mountaincar bonus"
+    price: float = 0.0      # reward per unit of the members' mean standard deviation, in units of a state difference
+
+
+PLANNING = {
+    ("paper", "mountaincar"): Planning(ShootingConfig(horizon=50, candidates=1000), "mountaincar bonus"),
+    ("paper", "cartpole"): Planning(ShootingConfig(horizon=50, candidates=1000), "total reward"),
+    ("paper", "halfcheetah"): Planning(CEMConfig(), "total reward"),
+    ("best", "mountaincar"): Planning(ShootingConfig(horizon=50, candidates=1000), "mountaincar bonus"),
+    ("best", "cartpole"): Planning(ShootingConfig(horizon=50, candidates=1000), "total reward"),
+    ("best", "halfcheetah"): Planning(CEMConfig(), "total reward", price=4.0),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of the full experiment is run; a table never mixes budgets."""
+    agents: int                 # N, in the data set
+    members: int                # M
+    epochs: float               # share of the settings' epochs
+    seeds: int                  # repeats: data, training and evaluation
+    error_episodes: int         # prediction-error episodes per test agent
+    return_episodes: int        # episodes per test agent in the true environment
+    return_steps: int | None    # cut after so many steps; None: the environment's own limit
+
+
+BUDGETS = {
+    ("quick", "mountaincar"): Budget(500, 5, 0.2, 1, 50, 3, None),
+    ("quick", "cartpole"): Budget(500, 5, 0.3, 1, 50, 3, None),
+    ("quick", "halfcheetah"): Budget(200, 2, 0.1, 1, 20, 1, 50),
+    ("small", "mountaincar"): Budget(500, 5, 1.0, 3, 200, 20, None),
+    ("small", "cartpole"): Budget(500, 5, 1.0, 3, 200, 20, None),
+    ("small", "halfcheetah"): Budget(500, 5, 0.5, 1, 200, 1, 250),
+    ("paper", "mountaincar"): Budget(500, 5, 1.0, 5, 200, 20, None),
+    ("paper", "cartpole"): Budget(500, 5, 1.0, 5, 200, 20, None),
+    ("paper", "halfcheetah"): Budget(500, 5, 1.0, 5, 200, 20, None),
+}
+BUDGET_NAMES = ("quick", "small", "paper")
+
+
+def learning(settings: str, environment: str, budget: Budget) -> PerSimConfig:
+    """The settings of training under a budget."""
+    config = LEARNING[settings, environment]
+    epochs = max(1, round(config.adam.epochs * budget.epochs))
+    return replace(config, members=budget.members, adam=replace(config.adam, epochs=epochs))
+
+
+def planning_policy(settings: str, environment: Environment, model: DynamicsModel) -> MPC:
+    """MPC in a model, learned or true, with the same planner."""
+    plan = PLANNING[settings, environment.name]
+    score: Score = mountaincar_bonus if plan.score == "mountaincar bonus" else total_reward(environment)
+    search = cem if isinstance(plan.planner, CEMConfig) else random_shooting
+    price: Tensor | None = None
+    if plan.price and isinstance(model, PerSim):
+        price = plan.price / (model.unit * len(model.unit))
+    return MPC(model, partial(search, actions=environment.actions, config=plan.planner), score, price)
+
+
+def known_device(device: str) -> str:
+    """The device, if torch has it.
+
+    Raises:
+        ValueError: torch does not know it, or it is not there.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r}: expected one that torch can use here, got '{str(error).splitlines()[0]}'; "
+                         "use --device cpu") from error
+    return device

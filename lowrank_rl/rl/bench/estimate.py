@@ -1,0 +1,64 @@
+"""How long a benchmark will take, from a probe of a second or two per method before anything runs."""
+
+import time
+from dataclasses import replace
+
+import torch
+
+from lowrank_rl import rng
+from lowrank_rl.rl import data
+from lowrank_rl.rl.bench import cases
+from lowrank_rl.rl.bench.store import Cell
+from lowrank_rl.rl.contracts import Environment, EpisodeView, Transitions
+from lowrank_rl.rl.models.persim import PerSim, fit_persim
+from lowrank_rl.rl.models.true_env import TrueEnv
+
+# steps of a random trajectory and of a test episode, for the estimate only (paper, Table 5; ours)
+TYPICAL = {"mountaincar": (500, 150), "cartpole": (23, 200), "halfcheetah": (1000, 1000)}
+PROBE_BATCHES = 8
+
+
+def seconds(cell: Cell, device: str) -> tuple[float, float]:
+    """(training shared by the cells of all agents, this cell's evaluation), in seconds on this machine."""
+    environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
+    method = cases.METHODS[cell.method]
+    logged, acted = TYPICAL[cell.environment]
+    acted = min(acted, budget.return_steps or acted)
+    training, model = 0.0, None
+    if method.learns:
+        config = cases.learning(cell.settings, cell.environment, budget)
+        model, each = _train_probe(environment, config, device)
+        training = each * config.adam.epochs * budget.agents * logged / config.adam.batch
+    elif method.plans:
+        model = TrueEnv(environment, data.agents(environment, 5, seed=0))
+    if model is None:
+        return training, 1.0
+    return training, _decision(environment, cell, model, budget.return_episodes) * acted
+
+
+def _train_probe(environment: Environment, config: cases.PerSimConfig, device: str) -> tuple[PerSim, float]:
+    """A simulator trained on a few batches of noise, and seconds per batch."""
+    generator = rng.stream(0, "probe")
+    count = PROBE_BATCHES * config.adam.batch
+    noise = Transitions(torch.arange(count) % 5, torch.randn(count, len(environment.state_names), generator=generator),
+                        environment.actions.sample((count,), generator=generator),
+                        torch.randn(count, len(environment.state_names), generator=generator))
+    once = replace(config, adam=replace(config.adam, epochs=2))
+    started = []
+    model = fit_persim(noise, 5, environment.actions, once, seed=0, device=device, progress=lambda entry: started.append(entry))
+    return model, (started[1]["seconds"] - started[0]["seconds"]) / PROBE_BATCHES
+
+
+def _decision(environment: Environment, cell: Cell, model: PerSim | TrueEnv, episodes: int) -> float:
+    """Seconds to plan one step of all episodes of one agent."""
+    policy = cases.planning_policy(cell.settings, environment, model)
+    state = torch.cat([environment.reset(1, generator=rng.stream(0, "probe", i)) for i in range(episodes)])
+    view = EpisodeView(torch.arange(episodes), torch.zeros(episodes, dtype=torch.int64), state,
+                       state.new_zeros(episodes, 0, state.shape[1]), state.new_zeros(episodes, 0, 1),
+                       torch.zeros((episodes, 0), dtype=torch.bool))
+    generators = [rng.stream(0, "probe", i) for i in range(episodes)]
+    policy.reset(view.agent)
+    policy.act(view, generators=generators)     # warms up compiled code
+    started = time.monotonic()
+    policy.act(view, generators=generators)
+    return time.monotonic() - started

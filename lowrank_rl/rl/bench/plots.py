@@ -1,0 +1,168 @@
+"""The pictures of a run, from its records, traces, models and data."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from lowrank_rl.rl import data
+from lowrank_rl.rl.bench import report, run
+from lowrank_rl.rl.bench.store import Cell, Record
+from lowrank_rl.rl.contracts import Environment
+from lowrank_rl.rl.models.persim import PerSim
+
+mpl.use("Agg")
+COLORS = {"persim": "#0072b2", "pooled": "#d55e00", "true-env-mpc": "#009e73", "uniform": "#7f7f7f"}   # colour-blind safe
+SHOWN = {"halfcheetah": (0, 2, 8, 10)}    # state dimensions of the trajectory picture; elsewhere all
+
+
+def draw_all(out: Path, environment: Environment, cells: Iterable[Cell], records: dict[Cell, Record]) -> list[Path]:
+    """Draw whatever the finished cells allow; the files written."""
+    done = [cell for cell in cells if cell in records and records[cell].status == "done"]
+    first = [cell for cell in done if cell.seed == min(c.seed for c in done)]
+    paths = []
+    for dataset in dict.fromkeys(cell.dataset for cell in done if cell.dataset != "none"):
+        of_data = [cell for cell in first if cell.dataset == dataset]
+        simulated = [cell for cell in of_data if records[cell].rmse is not None]
+        if simulated:
+            paths.append(trajectories(out, environment, simulated))
+            paths.append(error_over_horizon(out, environment, [c for c in done if c.dataset == dataset], records))
+        latent = next((cell for cell in simulated if cell.method == "persim"), None)
+        if latent:
+            paths.append(latent_rows(out, environment, latent))
+        paths.append(returns(out, environment, [c for c in done if c.dataset in (dataset, "none")], records))
+    return paths
+
+
+def trajectories(out: Path, environment: Environment, cells: list[Cell]) -> Path:
+    """True and predicted states of one test episode per agent: mean over members, and a band from lowest to highest."""
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    dims = SHOWN.get(environment.name, range(len(environment.state_names)))
+    agents = sorted({cell.agent for cell in cells})
+    figure, axes = plt.subplots(len(dims), len(agents), figsize=(2.7 * len(agents) + 0.6, 1.9 * len(dims) + 1.0),
+                                sharex=True, squeeze=False, layout="constrained")
+    for cell in cells:
+        with np.load(run.trace_path(out, cell)) as trace:
+            true, predicted = trace["true"], trace["predicted"]
+        for row, d in enumerate(dims):
+            axis = axes[row, agents.index(cell.agent)]
+            steps, live = np.arange(1, len(true) + 1), np.isfinite(true[:, d])
+            if cell.method == methods[0]:
+                axis.plot(steps, true[:, d], color="black", linewidth=2.2, label="true")
+                span = np.nanmax(true[:, d]) - np.nanmin(true[:, d]) + 1e-9
+                axis.set_ylim(np.nanmin(true[:, d]) - 0.6 * span, np.nanmax(true[:, d]) + 0.6 * span)
+            color = COLORS[cell.method]
+            axis.fill_between(steps[live], predicted[:, live, d].min(0), predicted[:, live, d].max(0), color=color,
+                              alpha=0.25, linewidth=0)
+            axis.plot(steps[live], predicted[:, live, d].mean(0), color=color, linewidth=1.2, linestyle="--",
+                      label=cell.method)
+            if row == 0:
+                axis.set_title(_agent(environment, cell.agent), fontsize=9)
+            if cell.agent == agents[0]:
+                axis.set_ylabel(environment.state_names[d], fontsize=9)
+            if row == len(dims) - 1:
+                axis.set_xlabel("steps predicted", fontsize=9)
+    _legend(figure, axes[0, 0])
+    figure.suptitle(f"{environment.name}: predicted against true states (band: all members)", fontsize=11)
+    return _save(figure, out / f"{_stem(cells[0])}-trajectories.png")
+
+
+def error_over_horizon(out: Path, environment: Environment, cells: list[Cell], records: dict[Cell, Record]) -> Path:
+    """Root mean squared error after 1..51 steps, per agent and method, mean over seeds."""
+    agents = sorted({cell.agent for cell in cells})
+    figure, axes = plt.subplots(1, len(agents), figsize=(2.7 * len(agents) + 0.6, 2.9), sharey=True, squeeze=False,
+                                layout="constrained")
+    for method in dict.fromkeys(cell.method for cell in cells):
+        for agent in agents:
+            curves = [[np.nan if x is None else x for x in records[c].error_by_step]
+                      for c in cells if (c.method, c.agent) == (method, agent) and records[c].error_by_step]
+            if curves:
+                axis = axes[0, agents.index(agent)]
+                axis.semilogy(np.arange(1, len(curves[0]) + 1), np.mean(curves, axis=0), color=COLORS[method], label=method)
+                axis.set_title(_agent(environment, agent), fontsize=9)
+                axis.set_xlabel("steps predicted", fontsize=9)
+                axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("RMSE, units of the state", fontsize=9)
+    _legend(figure, axes[0, 0])
+    figure.suptitle(f"{environment.name}: error grows with the horizon", fontsize=11)
+    return _save(figure, out / f"{_stem(cells[0])}-error.png")
+
+
+def latent_rows(out: Path, environment: Environment, cell: Cell) -> Path:
+    """The first member's agent rows, flattened by PCA and by t-SNE, coloured by covariates that training never saw."""
+    rows = PerSim.load(run.model_path(out, cell)).rows[0].double().numpy()
+    covariates = data.load(run.data_path(out, cell)).covariates
+    rows = (rows - rows.mean(0)) / rows.std(0)
+    flat = {"PCA": PCA(2, random_state=0).fit_transform(rows) if rows.shape[1] > 1 else np.c_[rows, rows],
+            "t-SNE": TSNE(2, random_state=0, perplexity=min(30.0, (len(rows) - 1) / 3)).fit_transform(rows)}
+    names = environment.covariate_names
+    figure, axes = plt.subplots(len(names), 2, figsize=(8.4, 3.6 * len(names)), squeeze=False, layout="constrained")
+    for i, name in enumerate(names):
+        for axis, (how, points) in zip(axes[i], flat.items(), strict=True):
+            dots = axis.scatter(points[:, 0], points[:, 1], c=covariates[:, i], s=12, cmap="viridis")
+            tests = points[:len(environment.test_agents)]
+            axis.scatter(tests[:, 0], tests[:, 1], facecolors="none", edgecolors="red", s=60)
+            for number, (x, y) in enumerate(tests, start=1):
+                axis.annotate(str(number), (x, y), xytext=(5, 5), textcoords="offset points", color="red", fontsize=9)
+            axis.set_title(how, fontsize=10)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        figure.colorbar(dots, ax=axes[i, 1], label=name)
+    figure.suptitle(f"{environment.name}: learned agent rows know the hidden {' and '.join(names)}; "
+                    "test agents in red", fontsize=11)
+    return _save(figure, out / f"{_stem(cell)}-latent.png")
+
+
+def returns(out: Path, environment: Environment, cells: list[Cell], records: dict[Cell, Record]) -> Path:
+    """Return per agent and method: every episode a dot, the mean a bar, the paper's mean a black line."""
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    agents = sorted({cell.agent for cell in cells})
+    figure, axis = plt.subplots(figsize=(2.0 * len(agents) + 1.5, 4), layout="constrained")
+    width = 0.8 / len(methods)
+    whole = all(not records[c].config["budget"]["return_steps"] for c in cells)
+    for i, method in enumerate(methods):
+        for x, agent in enumerate(agents):
+            mine = [c for c in cells if (c.method, c.agent) == (method, agent)]
+            values = np.concatenate([records[c].returns for c in mine]) if mine else np.array([])
+            if len(values) == 0:
+                continue
+            left = x + (i - (len(methods) - 1) / 2) * width
+            axis.bar(left, values.mean(), width * 0.9, color=COLORS[method], alpha=0.5, label=method if x == 0 else None)
+            axis.plot(np.linspace(left - width / 4, left + width / 4, len(values)), values, ".", color=COLORS[method],
+                      markersize=4)
+            published = report.paper(mine[0], "reward") if whole else None
+            if published:
+                axis.plot([left - width * 0.45, left + width * 0.45], [published[0]] * 2, color="black", linewidth=2)
+    if whole:
+        axis.plot([], [], color="black", linewidth=2, label="paper")
+    axis.set_xticks(range(len(agents)), [_agent(environment, a) for a in agents], fontsize=9)
+    steps = records[cells[0]].config["budget"]["return_steps"]
+    axis.set_ylabel("return" if whole else f"return of the first {steps} steps")
+    axis.axhline(0, color="black", linewidth=0.6)
+    axis.legend(fontsize=9, ncols=len(methods) + 1, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
+    axis.set_title(f"{environment.name}: return per agent", fontsize=11)
+    return _save(figure, out / f"{_stem(next((c for c in cells if c.dataset != 'none'), cells[0]))}-returns.png")
+
+
+def _agent(environment: Environment, agent: int) -> str:
+    values = environment.test_agents[agent - 1]
+    return f"agent {agent}\n" + ", ".join(f"{k} {v:g}" for k, v in zip(environment.covariate_names, values, strict=True))
+
+
+def _legend(figure: plt.Figure, axis: plt.Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)
+
+
+def _stem(cell: Cell) -> str:
+    return f"{cell.environment}-{cell.dataset}-{cell.budget}-{cell.settings}"
+
+
+def _save(figure: plt.Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path

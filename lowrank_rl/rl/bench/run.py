@@ -1,0 +1,150 @@
+"""Run the pieces of a benchmark: a data set, a trained simulator, a cell. Each is cached or recorded when whole."""
+
+import hashlib
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lowrank_rl import rng
+from lowrank_rl.rl import data, evaluate
+from lowrank_rl.rl.bench import cases
+from lowrank_rl.rl.bench.store import Cell, Record
+from lowrank_rl.rl.contracts import DynamicsModel
+from lowrank_rl.rl.models.persim import PerSim, fit_persim
+from lowrank_rl.rl.models.true_env import TrueEnv
+
+Say = Callable[[str, float], None]     # what is being done, and the share done
+
+
+def data_path(out: Path, cell: Cell) -> Path:
+    budget = cases.BUDGETS[cell.budget, cell.environment]
+    return out / "data" / f"{cell.environment}-{cell.dataset}-{budget.agents}-seed{cell.seed}.npz"
+
+
+def model_path(out: Path, cell: Cell) -> Path:
+    """Named by what it is and a hash of every setting, so that changed settings train anew."""
+    budget = cases.BUDGETS[cell.budget, cell.environment]
+    config = asdict(cases.learning(cell.settings, cell.environment, budget))
+    digest = hashlib.blake2b(json.dumps([config, budget.agents]).encode(), digest_size=4).hexdigest()
+    return out / "models" / f"{cell.environment}-{cell.dataset}-{cell.method}-seed{cell.seed}-{digest}.safetensors"
+
+
+def trace_path(out: Path, cell: Cell) -> Path:
+    return out / "traces" / f"{cell.environment}-{cell.dataset}-{cell.method}-{cell.settings}-{cell.budget}" \
+                            f"-agent{cell.agent}-seed{cell.seed}.npz"
+
+
+def make_data(out: Path, cell: Cell, say: Say) -> None:
+    """Collect the data set of a cell, unless it is there."""
+    path = data_path(out, cell)
+    if path.exists():
+        data.load(path)
+        return
+    environment = cases.ENVIRONMENTS[cell.environment]
+    count = cases.BUDGETS[cell.budget, cell.environment].agents
+    covariates = data.agents(environment, count, seed=cell.seed)
+    policy = cases.BEHAVIOUR[cell.dataset](environment)
+    episodes = data.collect(environment, covariates, torch.arange(count), policy, seed=cell.seed, what=cell.dataset,
+                            progress=lambda t, limit: say("collecting", t / limit))
+    data.save(path, episodes)
+
+
+def train(out: Path, cell: Cell, device: str, say: Say) -> None:
+    """Train the simulator of a cell (shared by all its agents), unless it is there; resumes where it was killed."""
+    path = model_path(out, cell)
+    if path.exists():
+        PerSim.load(path)
+        return
+    environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
+    config = cases.learning(cell.settings, cell.environment, budget)
+    episodes = data.load(data_path(out, cell))
+
+    def progress(entry: dict) -> None:
+        say(f"training, epoch {entry['epoch']}/{config.adam.epochs}, loss {entry['loss']:.2e}",
+            entry["epoch"] / config.adam.epochs)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = fit_persim(episodes.transitions(), budget.agents, environment.actions, config,
+                       seed=rng.integer(cell.seed, cell.environment, cell.method), device=device,
+                       personal=cases.METHODS[cell.method].personal, progress=progress,
+                       checkpoint=path.with_suffix(".checkpoint"))
+    model.save(path)
+
+
+def run_cell(out: Path, cell: Cell, device: str, say: Say) -> Record:
+    """Prediction error and return of one method on one agent."""
+    started = time.monotonic()
+    environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
+    method = cases.METHODS[cell.method]
+    covariates = data.agents(environment, budget.agents, seed=cell.seed)
+    number = cell.agent - 1
+    model: DynamicsModel | None = None
+    config: dict = {"budget": asdict(budget)}
+    results: dict = {}
+    if method.learns:
+        model = PerSim.load(model_path(out, cell), personal=method.personal)
+        model.module.to(device)
+        config["learning"] = asdict(cases.learning(cell.settings, cell.environment, budget))
+        say("prediction error", 0.0)
+        error = evaluate.prediction_error(environment, model, covariates, [number], cases.TEST_POLICIES[cell.environment](),
+                                          episodes=budget.error_episodes, seed=cell.seed)[number]
+        _save_trace(trace_path(out, cell), error)
+        results |= {"rmse": error.rmse, "r2": error.r2, "error_episodes": error.episodes,
+                    "error_by_step": [None if np.isnan(x) else float(x) for x in error.by_step],
+                    "training": {**model.cp.history_[-1], "stopped": model.cp.stopped_}}
+    elif method.plans:
+        model = TrueEnv(environment, covariates)
+    policy = cases.BEHAVIOUR["random"](environment)
+    if model is not None:
+        policy = cases.planning_policy(cell.settings, environment, model)
+        config["planning"] = asdict(cases.PLANNING[cell.settings, cell.environment])
+    totals, episodes = evaluate.returns(environment, policy, covariates, [number], episodes=budget.return_episodes,
+                                        seed=cell.seed, max_steps=budget.return_steps,
+                                        progress=lambda t, limit: say(f"acting, step {t}", t / limit))
+    return Record(cell, "done", returns=totals[0].tolist(), lengths=episodes.lengths.tolist(), config=config,
+                  non_finite=getattr(policy, "non_finite", 0), commit=_commit(), versions=_versions(), device=_device(device),
+                  seconds=time.monotonic() - started, **results)
+
+
+def _save_trace(path: Path, error: evaluate.PredictionError) -> None:
+    """One episode's true and predicted states, for the pictures."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.stem + ".partial.npz")
+    np.savez(partial, true=error.true, predicted=error.predicted)
+    partial.replace(path)
+
+
+def _commit() -> str:
+    """The source's commit, with "+" if files were changed since; empty outside a checkout."""
+    def git(*words: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        return head + "+" if head and git("status", "--porcelain", "--untracked-files=no") else head
+    except OSError:
+        return ""
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("lowrank_rl", "torch", "numpy", "gymnasium", "mujoco", "numba"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def _device(device: str) -> str:
+    if torch.device(device).type == "cpu":
+        return f"cpu ({platform.machine()}, 1 thread)"
+    return torch.cuda.get_device_name(device)

@@ -1,0 +1,231 @@
+"""Logged trajectories: collect them from the true environments, save, load, describe.
+
+One trajectory per agent is all that the simulators get; the covariates ride along for evaluation only.
+"""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowrank_rl import check, rng
+from lowrank_rl.rl.contracts import Box, Environment, EpisodeView, Policy, Transitions
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """E episodes end to end, as flat rows of steps; row i belongs to the episode with start[e] <= i < start[e + 1]."""
+    environment: str
+    policy: str                 # what acted, in words
+    seed: int
+    covariates: np.ndarray      # (E, covariates) of each episode's agent; hidden from every learner
+    agent: np.ndarray           # (E,) int64
+    start: np.ndarray           # (E + 1,) int64, the first row of each episode and the number of rows
+    state: np.ndarray           # (rows, D) float64
+    action: np.ndarray          # (rows, A) int64 or float64
+    next_state: np.ndarray      # (rows, D)
+    reward: np.ndarray          # (rows,)
+    terminated: np.ndarray      # (E,) bool: reached an end; False: cut off by the step limit
+
+    def __len__(self) -> int:
+        return len(self.agent)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Steps of each episode, (E,)."""
+        return np.diff(self.start)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Undiscounted sum of rewards of each episode, (E,)."""
+        return np.add.reduceat(self.reward, self.start[:-1])
+
+    def transitions(self) -> Transitions:
+        """All steps with their agent's number, for learning."""
+        return Transitions(agent=torch.from_numpy(np.repeat(self.agent, self.lengths)),
+                           state=torch.from_numpy(self.state), action=torch.from_numpy(self.action),
+                           next_state=torch.from_numpy(self.next_state))
+
+
+def agents(environment: Environment, count: int, *, seed: int) -> Tensor:
+    """Covariates (count, E) of the paper's agents: the five test agents first, the others uniform in Table 4's ranges."""
+    tests = torch.tensor(environment.test_agents, dtype=torch.float64)
+    check.at_least(f"number of agents (the first {len(tests)} are the test agents)", count, len(tests))
+    low, high = (torch.tensor(x, dtype=torch.float64)
+                 for x in (environment.covariate_low, environment.covariate_high))
+    generator = rng.stream(seed, environment.name, "agents")
+    unit = torch.rand((count - len(tests), len(low)), generator=generator, dtype=torch.float64)
+    return torch.cat([tests, low + (high - low) * unit])
+
+
+@torch.no_grad()
+def collect(environment: Environment, covariates: Tensor, agent: Tensor, policy: Policy, *, seed: int, what: str,
+            max_steps: int | None = None, past: int = 0,
+            progress: Callable[[int, int], None] | None = None) -> Episodes:
+    """Run one episode per row in the true environment, all in lockstep.
+
+    Each episode draws from its own stream (seed, environment, ``what``, agent, how many episodes of that agent came
+    before), so an agent's numbers do not depend on who runs beside it.
+
+    Args:
+        covariates: (B, E) of each episode's agent. agent: (B,) its number, which is all the policy sees of it.
+        what: names the purpose, part of the random streams and of the saved description.
+        max_steps: truncation; the environment's own limit by default.
+        past: K, how many past steps the policy is shown.
+        progress: called with (steps done, step limit) now and then.
+
+    Raises:
+        ValueError: shapes that disagree, or an action outside the bounds.
+    """
+    sizes = check.shapes(covariates=(covariates, "B E"), agent=(agent, "B"))
+    B, limit = sizes["B"], max_steps or environment.max_steps
+    generators = _episode_generators(environment, agent, seed, what)
+    state = torch.cat([environment.reset(1, generator=generator) for generator in generators])
+    states, actions = [state], []
+    rows = torch.arange(B)                                   # the episodes still running
+    length, terminated = torch.full((B,), limit), torch.zeros(B, dtype=torch.bool)
+    policy.reset(agent)
+    for t in range(limit):
+        view = _view(rows, agent, states, actions, past)
+        chosen = policy.act(view, generators=[generators[i] for i in rows.tolist()])
+        _check_action(environment, chosen)
+        action = torch.zeros((B, chosen.shape[1]), dtype=chosen.dtype)
+        action[rows] = chosen.cpu()
+        state = states[-1].clone()
+        state[rows] = environment.step(covariates[rows], state[rows], action[rows])
+        states.append(state)
+        actions.append(action)
+        ended = environment.ended(state[rows])
+        length[rows[ended]], terminated[rows[ended]] = t + 1, True
+        rows = rows[~ended]
+        if progress and (t % 10 == 9 or len(rows) == 0):
+            progress(t + 1, limit)
+        if len(rows) == 0:
+            break
+    states, actions = torch.stack(states, dim=1), torch.stack(actions, dim=1)
+    live = torch.arange(actions.shape[1])[None] < length[:, None]
+    state, next_state, action = states[:, :-1][live], states[:, 1:][live], actions[live]
+    return Episodes(environment.name, what, seed, covariates.numpy(), agent.numpy(),
+                    np.concatenate([[0], np.cumsum(length.numpy())]), state.numpy(), action.numpy(),
+                    next_state.numpy(), environment.reward(state, action, next_state).numpy(), terminated.numpy())
+
+
+def save(path: str | Path, episodes: Episodes) -> None:
+    """Write one .npz: the arrays and a ``header.json``. It appears whole or not at all.
+
+    Raises:
+        ValueError: the place cannot be written; an older file of that name is untouched.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    header = {"schema": SCHEMA, "environment": episodes.environment, "policy": episodes.policy, "seed": episodes.seed}
+    last = episodes.start[1:] - 1
+    arrays = {"covariates": episodes.covariates, "agent": episodes.agent, "start": episodes.start,
+              "state": episodes.state, "last_state": episodes.next_state[last], "action": episodes.action,
+              "reward": episodes.reward, "terminated": episodes.terminated}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(partial, "w") as archive:
+            archive.writestr("header.json", json.dumps(header))
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ValueError(f"{path}: expected a place that can be written, got '{error}'; nothing was overwritten") from error
+
+
+def load(path: str | Path) -> Episodes:
+    """Read what ``save`` wrote.
+
+    Raises:
+        ValueError: no such file, corrupt or truncated, another schema, arrays that disagree, NaN or Inf.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a data set, got no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            header = json.loads(archive.read("header.json"))
+            arrays = {name: np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
+                      for name in ("covariates", "agent", "start", "state", "last_state", "action", "reward",
+                                   "terminated")}
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: expected a data set, got a corrupt or truncated file ({error}); "
+                         "restore it or collect it again") from error
+    if header.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: expected a data set of schema {SCHEMA}, got {header.get('schema')!r}; collect it again")
+    last_state = arrays.pop("last_state")
+    start, state = arrays["start"], arrays["state"]
+    if len(start) != len(arrays["agent"]) + 1 or start[0] != 0 or (np.diff(start) < 1).any() \
+            or not start[-1] == len(state) == len(arrays["action"]) == len(arrays["reward"]):
+        raise ValueError(f"{path}: expected arrays of one length, got a file whose parts disagree; collect it again")
+    for name in ("state", "action", "reward"):
+        check.finite(f"{path}: {name}", arrays[name])
+    next_state = np.empty_like(state)
+    next_state[:-1] = state[1:]
+    next_state[start[1:] - 1] = last_state
+    return Episodes(header["environment"], header["policy"], header["seed"], next_state=next_state, **arrays)
+
+
+def card(episodes: Episodes, environment: Environment) -> str:
+    """What is in a data set, in plain lines: agents, steps, lengths, rewards, ranges (compare the paper's Table 5)."""
+    lengths, returns = episodes.lengths, episodes.returns
+    tests = ", ".join(f"{x:.4g}" for x in returns[:len(environment.test_agents)])
+    lines = [
+        f"data set      {episodes.environment} / {episodes.policy}, seed {episodes.seed}",
+        f"agents        {len(set(episodes.agent.tolist()))}, episodes {len(episodes)}, transitions {len(episodes.state)}",
+        f"length        mean {lengths.mean():.1f}, from {lengths.min()} to {lengths.max()} steps; "
+        f"{episodes.terminated.mean():.1%} reached an end",
+        f"return        mean {returns.mean():.2f}, sd {returns.std():.2f}, from {returns.min():.4g} to {returns.max():.4g}; "
+        f"test agents {tests}",
+    ]
+    columns = [(name, episodes.state[:, i]) for i, name in enumerate(environment.state_names)]
+    columns += [(f"action {i}", episodes.action[:, i]) for i in range(episodes.action.shape[1])]
+    columns += [(name, episodes.covariates[:, i]) for i, name in enumerate(environment.covariate_names)]
+    width = max(len(name) for name, _ in columns)
+    lines += [f"  {name:<{width}}  {x.min():>10.4g} .. {x.max():<10.4g} mean {x.mean():>10.4g}  sd {x.std():.4g}"
+              for name, x in columns]
+    return "\n".join(lines)
+
+
+def _episode_generators(environment: Environment, agent: Tensor, seed: int, what: str) -> list[torch.Generator]:
+    seen: dict[int, int] = {}
+    generators = []
+    for number in agent.tolist():
+        seen[number] = seen.get(number, 0) + 1
+        generators.append(rng.stream(seed, environment.name, what, number, seen[number]))
+    return generators
+
+
+def _view(rows: Tensor, agent: Tensor, states: list[Tensor], actions: list[Tensor], past: int) -> EpisodeView:
+    """What the policy may see of the running rows; younger episodes are padded on the left."""
+    shown = min(past, len(actions))
+    state = states[-1][rows]
+    past_state = torch.zeros((len(rows), past, state.shape[1]), dtype=state.dtype)
+    past_mask = torch.zeros((len(rows), past), dtype=torch.bool)
+    first_action = actions[-1] if actions else torch.zeros((1, 0))
+    past_action = torch.zeros((len(rows), past, first_action.shape[1]), dtype=first_action.dtype)
+    for k in range(shown):
+        past_state[:, past - 1 - k] = states[-2 - k][rows]
+        past_action[:, past - 1 - k] = actions[-1 - k][rows]
+        past_mask[:, past - 1 - k] = True
+    return EpisodeView(rows, agent[rows], state, past_state, past_action, past_mask)
+
+
+def _check_action(environment: Environment, action: Tensor) -> None:
+    space = environment.actions
+    low, high = (space.low, space.high) if isinstance(space, Box) else (0, space.n - 1)
+    if action.shape[1] != space.size or not bool(((action >= low) & (action <= high)).all()):
+        raise ValueError(f"action: expected {space.size} components in [{low}, {high}], got shape "
+                         f"{tuple(action.shape)} with values {action.min():.4g} to {action.max():.4g}")

@@ -1,0 +1,98 @@
+"""How good is a simulator, and how good a policy: prediction error over a horizon, and return in the true environment."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.metrics import r2_score
+from torch import Tensor
+
+from lowrank_rl import check
+from lowrank_rl.rl.contracts import DynamicsModel, Environment, EpisodeView, Policy
+from lowrank_rl.rl.data import Episodes, collect
+
+BURN_IN = 10     # real steps before a prediction starts (they fill CaDM's past)
+WINDOW = 51      # predicted states: indices 10..60 of an episode
+
+
+@dataclass(frozen=True)
+class PredictionError:
+    """Open-loop prediction of one agent's episodes, in the units of the state."""
+    rmse: float                 # mean over episodes of sqrt(mean over steps and dimensions of the squared error)
+    rmse_sd: float              # over episodes
+    r2: float                   # median over episodes of the variance-weighted R2
+    episodes: int               # those long enough to count
+    dropped: int                # those that ended before the window or within its first step
+    by_step: np.ndarray         # (WINDOW,) root mean squared error over episodes and dimensions after 1, 2, ... steps
+    true: np.ndarray            # (WINDOW, D) states of the first counted episode, NaN after its end
+    predicted: np.ndarray       # (M, WINDOW, D) each member's prediction of them
+
+
+@torch.no_grad()
+def prediction_error(environment: Environment, model: DynamicsModel, covariates: Tensor, agents: list[int],
+                     policy: Policy, *, episodes: int, seed: int) -> dict[int, PredictionError]:
+    """The paper's test (section 5.2): 50-step open-loop error on trajectories of an unseen policy, by agent.
+
+    ``policy`` acts in the true environment; after ``BURN_IN`` real steps the model predicts the next ``WINDOW`` states
+    from one true state and the true actions. The prediction is the mean of the members' own rollouts.
+
+    Args:
+        covariates: (N, E) of all agents. agents: which of them to test.
+    """
+    check.at_least("episodes", episodes, 1)
+    agent = torch.tensor(agents).repeat_interleave(episodes)
+    steps = BURN_IN + WINDOW - 1
+    real = collect(environment, covariates[agent], agent, policy, seed=seed, what="prediction-test", max_steps=steps)
+    kept = np.flatnonzero(real.lengths > BURN_IN)
+    first = torch.from_numpy(real.start[kept] + BURN_IN - 1)
+    rows = first[:, None] + torch.arange(WINDOW)
+    end = torch.from_numpy(real.start[kept + 1])[:, None]
+    live = rows < end                                                     # (episodes kept, WINDOW)
+    rows = torch.minimum(rows, end - 1)
+    state, action = torch.from_numpy(real.state), torch.from_numpy(real.action)
+    true = torch.from_numpy(real.next_state)[rows]
+    start = state[first]
+    context = model.context(_plain_view(start, agent[kept]))
+    future = model.rollout(context, start.expand(model.members, *start.shape), action[rows][:, None])[:, :, 0].double()
+    error = (future.mean(0) - true).numpy()
+    return {number: _summarize(number, agent[kept].numpy(), error, true.numpy(), future.numpy(), live.numpy(), episodes)
+            for number in agents}
+
+
+def returns(environment: Environment, policy: Policy, covariates: Tensor, agents: list[int], *, episodes: int, seed: int,
+            max_steps: int | None = None, progress: Callable[[int, int], None] | None = None) -> tuple[np.ndarray, Episodes]:
+    """Undiscounted returns in the true environment, (agents, episodes), and the episodes themselves.
+
+    All episodes of all agents step in lockstep.
+    """
+    check.at_least("episodes", episodes, 1)
+    agent = torch.tensor(agents).repeat_interleave(episodes)
+    real = collect(environment, covariates[agent], agent, policy, seed=seed, what="return-test", max_steps=max_steps,
+                   progress=progress)
+    return real.returns.reshape(len(agents), episodes), real
+
+
+def _plain_view(state: Tensor, agent: Tensor) -> EpisodeView:
+    B, D = state.shape
+    return EpisodeView(torch.arange(B), agent, state, state.new_zeros(B, 0, D), state.new_zeros(B, 0, 1),
+                       torch.zeros((B, 0), dtype=torch.bool))
+
+
+def _summarize(number: int, agent: np.ndarray, error: np.ndarray, true: np.ndarray, future: np.ndarray,
+               live: np.ndarray, episodes: int) -> PredictionError:
+    mine = np.flatnonzero((agent == number) & (live.sum(1) >= 2))
+    if len(mine) == 0:
+        raise ValueError(f"agent {number}: expected test episodes longer than {BURN_IN + 1} steps, got none of {episodes}; "
+                         "test with more episodes or another policy")
+    error, true, live = error[mine], np.where(live[mine][..., None], true[mine], np.nan), live[mine]
+    square = np.where(live, np.square(error).mean(-1), np.nan)
+    rmse = np.sqrt(np.nanmean(square, axis=1))
+    r2 = [r2_score(t[ok], t[ok] + e[ok], multioutput="variance_weighted")
+          for t, e, ok in zip(true, error, live, strict=True)]
+    alive = live.any(0)
+    by_step = np.full(live.shape[1], np.nan)
+    by_step[alive] = np.sqrt(np.nanmean(square[:, alive], axis=0))
+    return PredictionError(rmse=float(rmse.mean()), rmse_sd=float(rmse.std()), r2=float(np.median(r2)),
+                           episodes=len(mine), dropped=episodes - len(mine), by_step=by_step, true=true[0],
+                           predicted=future[:, mine[0]])

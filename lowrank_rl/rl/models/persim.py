@@ -1,0 +1,130 @@
+"""PerSim: one simulator per agent from one short trajectory per agent (NeurIPS 2021, section 4).
+
+    next_state - state = sum_l  u_l(agent) v_l(state) w_l(action)        (equation 2 and Theorem 1)
+
+which is a functional CP with a categorical agent mode. An ensemble of M such models is trained side by side.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from lowrank_rl import check
+from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
+from lowrank_rl.rl.models.fused import rollout_discrete
+from lowrank_rl.rl.unroll import rollout
+from lowrank_rl.tensor import AdamConfig, Categorical, FunctionalCP, Neural
+
+AGENT, STATE, ACTION = 0, 1, 2     # the modes
+
+
+@dataclass(frozen=True)
+class PerSimConfig:
+    rank: int = 3                                # R
+    members: int = 5                             # M
+    state_hidden: tuple[int, ...] = (256,)
+    action_hidden: tuple[int, ...] = (256, 256)  # for continuous actions; discrete ones have a row each
+    init: str = "nearly_equal"                   # of agent and action rows; "linear" is the paper's
+    normalize: bool = True                       # the paper: HalfCheetah only
+    adam: AdamConfig = AdamConfig()              # noqa: RUF009 (frozen)
+
+
+class PerSim:
+    """A DynamicsModel whose context is the agent's latent row; ``personal=False`` gives every agent the same row."""
+
+    def __init__(self, cp: FunctionalCP, *, personal: bool = True) -> None:
+        self.cp, self.module, self.personal = cp, cp.module_, personal
+        self.members = cp.members
+
+    @property
+    def rows(self) -> Tensor:
+        """The agents' latent rows, (M, N, R)."""
+        return self.module.modes[AGENT].rows().detach()
+
+    @property
+    def unit(self) -> Tensor:
+        """The spread of a state difference in the training data, (D,); ones if not normalised."""
+        return self.module.scale
+
+    def context(self, view: EpisodeView) -> Tensor:
+        agent = view.agent if self.personal else torch.zeros_like(view.agent)
+        check.within("agent", agent, self.rows.shape[1])
+        return self.rows[:, agent.to(self.rows.device)]
+
+    @torch.no_grad()
+    def predict(self, context: Tensor, state: Tensor, action: Tensor,
+                generator: torch.Generator | None = None) -> Tensor:
+        module, dtype = self.module, self.module.center.dtype
+        action = action[:, 0] if self._discrete else action.to(dtype)
+        mixed = context.to(dtype) * module.factor(ACTION, action)                       # (M, B, R)
+        basis = module.factor(STATE, state.to(dtype))                                   # (M, B, D, R)
+        delta = module.center + module.scale * (basis @ mixed.unsqueeze(-1)).squeeze(-1)
+        return state + delta.to(state.dtype)
+
+    @torch.no_grad()
+    def rollout(self, context: Tensor, state: Tensor, actions: Tensor,
+                generator: torch.Generator | None = None) -> Tensor:
+        if self._discrete and state.device.type == "cpu" and len(self.module.modes[STATE].layers) == 2:
+            return rollout_discrete(*self._folded(context), state, actions[..., 0])
+        return rollout(self, context, state, actions)
+
+    @property
+    def _discrete(self) -> bool:
+        return isinstance(self.cp.modes[ACTION], Categorical)
+
+    def _folded(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One agent's simulator without the rank: agent and action rows and all scales folded into two layers.
+
+        (first weight (M, D, K), first bias (M, K), last weight (M, B, actions, D, K), last bias (M, B, actions, D)).
+        """
+        module, (first, last) = self.module, self.module.modes[STATE].layers
+        center, scale = module.center1, module.scale1
+        weight = first.weight / scale[:, None]
+        bias = first.bias[:, 0] - center @ weight
+        mixed = context.to(weight.dtype)[:, :, None] * module.modes[ACTION].rows()[:, None]     # (M, B, actions, R)
+        shape = (module.outputs, module.rank)
+        out_weight = torch.einsum("mkdr,mbar->mbadk", last.weight.unflatten(-1, shape), mixed) * module.scale[:, None]
+        out_bias = torch.einsum("mdr,mbar->mbad", last.bias[:, 0].unflatten(-1, shape), mixed) * module.scale
+        return weight, bias, out_weight, out_bias + module.center
+
+    def save(self, path: str | Path) -> None:
+        self.cp.save(path)
+
+    @classmethod
+    def load(cls, path: str | Path, *, personal: bool = True) -> Self:
+        """Raises ValueError for a missing, corrupt or foreign file."""
+        return cls(FunctionalCP.load(path), personal=personal)
+
+
+def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: PerSimConfig, *, seed: int,
+               device: str = "cpu", personal: bool = True, progress: Callable[[dict], None] | None = None,
+               checkpoint: str | Path | None = None) -> PerSim:
+    """Learn the simulators of ``agents`` agents from their pooled transitions.
+
+    ``personal=False`` hides from the model who acts: the ``pooled`` baseline, what personalisation is worth.
+
+    Raises:
+        ValueError: shapes that disagree, NaN or Inf, an agent out of range or without a transition.
+    """
+    check.shapes(agent=(data.agent, "B"), state=(data.state, "B D"), action=(data.action, "B A"),
+                 next_state=(data.next_state, "B D"))
+    check.within("agent", data.agent, agents)
+    missing = (torch.bincount(data.agent, minlength=agents) == 0).nonzero()[:, 0].tolist()
+    if missing:
+        raise ValueError(f"agents: expected data of each of {agents} agents, got none of {len(missing)} "
+                         f"(first: {missing[0]}); drop them and number the others 0..{agents - len(missing) - 1}")
+    D = data.state.shape[1]
+    action_mode = Categorical(actions.n, init=config.init) if isinstance(actions, Discrete) else \
+        Neural(actions.size, hidden=config.action_hidden)
+    cp = FunctionalCP([Categorical(agents if personal else 1, init=config.init), Neural(D, hidden=config.state_hidden),
+                       action_mode],
+                      rank=config.rank, outputs=D, output_mode=STATE, members=config.members,
+                      normalize=config.normalize, solver=config.adam, random_state=seed, device=device)
+    action = data.action[:, 0] if isinstance(actions, Discrete) else data.action
+    agent = data.agent if personal else torch.zeros_like(data.agent)
+    cp.fit((agent, data.state, action), data.next_state - data.state, progress=progress, checkpoint=checkpoint)
+    return PerSim(cp, personal=personal)

@@ -1,0 +1,34 @@
+"""What a planner maximises: functions of whole predicted trajectories.
+
+A score takes states (..., H + 1, D), the first one real, and actions (..., H, A), and gives one number per trajectory.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from lowrank_rl.rl.contracts import Environment
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def total_reward(environment: Environment) -> Score:
+    """The sum of rewards until the predicted end; the step that ends the episode counts nothing.
+
+    So a CartPole plan that falls on its last step scores below one that stands; MountainCar's goal step is worth 0 anyway.
+    """
+    def score(states: Tensor, actions: Tensor) -> Tensor:
+        next_state = states[..., 1:, :]
+        alive = (~environment.ended(next_state)).cumprod(-1)
+        return (environment.reward(states[..., :-1, :], actions, next_state) * alive).sum(-1)
+    return score
+
+
+def mountaincar_bonus(states: Tensor, actions: Tensor) -> Tensor:
+    """The score that PerSim's authors plan MountainCar with: -1 per step short of the goal, + 0.5 max_t position.
+
+    The bonus is not in the paper but in its code; without it plans that do not reach the goal within the horizon all
+    tie. Predicted trajectories go on through the goal.
+    """
+    position = states[..., 0]
+    return (position[..., 1:] >= 0.5).to(states.dtype).sum(-1) - actions.shape[-2] + 0.5 * position.amax(-1)

@@ -1,0 +1,254 @@
+"""Functional CP: a tensor whose modes may be categories or continuous coordinates.
+
+    y[d] = center[d] + scale[d] * sum_r  prod_k f_k(x_k)[r]          (one f_k also carries the output axis d)
+
+Each f_k is a module (a table of rows, a network, ...). A lookup table in every mode is the ordinary CP decomposition
+(Kolda & Bader 2009, section 3); a table for agents and networks for states and actions is PerSim (NeurIPS 2021,
+equation 2 and section 4).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lowrank_rl import check, rng
+from lowrank_rl.tensor import io
+from lowrank_rl.tensor.functional_adam import AdamConfig, fit_adam
+from lowrank_rl.tensor.modes import Mode, Neural, describe, from_description
+
+
+class FunctionalModule(nn.Module):
+    """The sum over the rank of products of mode functions, for M members at once."""
+
+    def __init__(self, modes: Sequence[Mode], rank: int, outputs: int, output_mode: int, members: int, *,
+                 generator: torch.Generator) -> None:
+        super().__init__()
+        self.rank, self.outputs, self.output_mode, self.members = rank, outputs, output_mode, members
+        self.modes = nn.ModuleList(
+            mode.build(members, rank * outputs if k == output_mode else rank, generator=generator)
+            for k, mode in enumerate(modes))
+        self.inputs = [mode.inputs if isinstance(mode, Neural) else 0 for mode in modes]
+        for k, columns in enumerate(self.inputs):
+            self.register_buffer(f"center{k}", torch.zeros(columns))
+            self.register_buffer(f"scale{k}", torch.ones(columns))
+        self.register_buffer("center", torch.zeros(outputs))
+        self.register_buffer("scale", torch.ones(outputs))
+
+    def normalize(self, coordinates: Sequence[Tensor], target: Tensor) -> None:
+        """Learn centre and spread of the continuous coordinates and the targets (a constant column keeps spread 1)."""
+        for k, x in enumerate(coordinates):
+            if self.inputs[k]:
+                _standardize(x, getattr(self, f"center{k}"), getattr(self, f"scale{k}"))
+        _standardize(target, self.center, self.scale)
+
+    def scaled(self, k: int, x: Tensor) -> Tensor:
+        """Mode k's coordinate as its module wants it."""
+        return (x - getattr(self, f"center{k}")) / getattr(self, f"scale{k}") if self.inputs[k] else x
+
+    def factor(self, k: int, x: Tensor) -> Tensor:
+        """Mode k's factors at raw coordinates (B, ...) or (M, B, ...): (M, B, R), or (M, B, D, R) with the outputs."""
+        x = self.scaled(k, x)
+        x = x.expand(self.members, *x.shape) if x.ndim == (2 if self.inputs[k] else 1) else x
+        return self._factor(k, x)
+
+    def _factor(self, k: int, x: Tensor) -> Tensor:
+        factor = self.modes[k](x)
+        return factor.unflatten(-1, (self.outputs, self.rank)) if k == self.output_mode else factor
+
+    def forward(self, coordinates: Sequence[Tensor]) -> Tensor:
+        """Scaled coordinates, each (M, B, ...), to scaled outputs (M, B, D): what a solver sees."""
+        rows: Tensor | None = None
+        for k, x in enumerate(coordinates):
+            if k != self.output_mode:
+                factor = self._factor(k, x)
+                rows = factor if rows is None else rows * factor
+        out = self._factor(self.output_mode, coordinates[self.output_mode])
+        return out.sum(-1) if rows is None else (out * rows.unsqueeze(-2)).sum(-1)
+
+    def predict(self, coordinates: Sequence[Tensor]) -> Tensor:
+        """Raw coordinates, each (B, ...), to raw outputs (M, B, D)."""
+        scaled = [self.scaled(k, x) for k, x in enumerate(coordinates)]
+        return self.center + self.scale * self([x.expand(self.members, *x.shape) for x in scaled])
+
+
+@dataclass(eq=False)
+class FunctionalCP:
+    """Learn a tensor with categorical and continuous modes from observed entries; predict it anywhere.
+
+    >>> model = FunctionalCP([Categorical(500), Neural(2, hidden=(256,)), Categorical(3)], rank=3, outputs=2)
+    >>> model.fit((agent, state, action), delta).predict((agent, state, action))
+
+    Learned: ``module_`` (torch), ``history_`` (a dict per epoch), ``stopped_`` (why training ended), ``n_iter_``.
+    Arrays may be NumPy, pandas or torch; predictions come back as tensors if coordinates were tensors.
+    scikit-learn's ``clone`` works; its base class is not inherited, because importing it costs a second.
+    """
+    modes: Sequence[Mode]              # one Categorical or Neural per mode, at least two
+    rank: int                          # R, the number of terms
+    outputs: int = 1                   # D, the number of values at each coordinate
+    output_mode: int | None = None     # which mode carries the output axis; None: the first Neural one, else the last
+    members: int = 1                   # M, models that differ in start and minibatches only, trained side by side
+    normalize: bool = True             # standardise continuous coordinates and targets by the training entries
+    solver: AdamConfig = AdamConfig()  # noqa: RUF009 (frozen)
+    random_state: int = 0              # seed; the same seed gives the same model on one machine
+    device: str = "cpu"                # where to fit, any torch device
+    verbose: bool = False              # print a line per epoch
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments, as scikit-learn's ``clone`` asks for them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change constructor arguments by name."""
+        for name, value in params.items():
+            check.known("parameter", name, self.get_params())
+            setattr(self, name, value)
+        return self
+
+    def fit(self, X: Sequence[Any], y: Any, *, progress: Callable[[dict], None] | None = None,
+            checkpoint: str | Path | None = None) -> Self:
+        """Fit to y (B,) or (B, D) at coordinates X, one array per mode: (B,) integers or (B, inputs) floats.
+
+        Args:
+            progress: called with each epoch's entry of the history.
+            checkpoint: a file in which unfinished training is kept, so that the same call resumes after a kill.
+
+        Raises:
+            ValueError: shapes that disagree, NaN or Inf, an index out of range, no entries, a rank or members below 1.
+        """
+        output_mode = self._check_parameters()
+        coordinates, target = self._check_entries(X, y)
+        module = FunctionalModule(self.modes, self.rank, self.outputs, output_mode, self.members,
+                                  generator=rng.stream(self.random_state, "functional", "init"))
+        if self.normalize:
+            module.normalize(coordinates, target)
+        target = (target - module.center.double()) / module.scale.double()
+        dtype = torch.get_default_dtype()
+        scaled = [module.scaled(k, x).to(dtype) if module.inputs[k] else x for k, x in enumerate(coordinates)]
+        fit = fit_adam(module.to(self.device), [x.to(self.device) for x in scaled], target.to(self.device, dtype),
+                       self.solver, generator=rng.stream(self.random_state, "functional", "order"),
+                       progress=progress or (_print_epoch if self.verbose else None), checkpoint=checkpoint)
+        self.module_, self.history_, self.stopped_, self.n_iter_ = module, fit.history, fit.stopped, len(fit.history)
+        return self
+
+    def predict(self, X: Sequence[Any]) -> Any:
+        """The members' mean at coordinates X: (B,) if outputs is 1, else (B, D)."""
+        return self._give_back(X, self._predict(X).mean(0))
+
+    def predict_members(self, X: Sequence[Any]) -> Any:
+        """Each member's own prediction: (M, B), or (M, B, D)."""
+        return self._give_back(X, self._predict(X))
+
+    def score(self, X: Sequence[Any], y: Any) -> float:
+        """R2 over all outputs together, 1 - sum of squared errors / sum of squared deviations from the mean."""
+        _, target = self._check_entries(X, y)
+        prediction = self._predict(X).mean(0).double().cpu()
+        residual = (target - prediction).square().sum()
+        return float(1 - residual / (target - target.mean(0)).square().sum())
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted model to one safetensors file."""
+        self._check_fitted()
+        params = {k: v for k, v in self.get_params(deep=False).items() if k not in ("modes", "solver")}
+        header = {"params": {**params, "device": "cpu"}, "modes": [describe(mode) for mode in self.modes],
+                  "solver": asdict(self.solver), "history": self.history_, "stopped": self.stopped_}
+        io.save(path, "FunctionalCP", self.module_.state_dict(), header)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what ``save`` wrote.
+
+        Raises:
+            ValueError: missing, corrupt or truncated file, or one of another kind or schema.
+        """
+        tensors, header = io.load(path, "FunctionalCP")
+        try:
+            model = cls([from_description(m) for m in header["modes"]], solver=AdamConfig(**header["solver"]),
+                        **header["params"])
+            module = FunctionalModule(model.modes, model.rank, model.outputs, model._check_parameters(), model.members,
+                                      generator=rng.stream(0))
+            module.load_state_dict(tensors)
+            history, stopped = header["history"], header["stopped"]
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path}: expected a whole FunctionalCP file, got one with missing or odd parts "
+                             f"({error}); restore it or fit again") from error
+        model.module_, model.history_, model.stopped_, model.n_iter_ = module, history, stopped, len(history)
+        return model
+
+    def _check_parameters(self) -> int:
+        """Refuse impossible settings; the index of the mode that carries the outputs."""
+        for name, value in (("rank", self.rank), ("outputs", self.outputs), ("members", self.members)):
+            check.at_least(name, value, 1)
+        if len(self.modes) < 2:
+            raise ValueError(f"modes: expected at least 2, got {len(self.modes)}")
+        if self.output_mode is None:
+            neural = [k for k, mode in enumerate(self.modes) if isinstance(mode, Neural)]
+            return neural[0] if neural else len(self.modes) - 1
+        if not 0 <= self.output_mode < len(self.modes):
+            raise ValueError(f"output_mode: expected 0..{len(self.modes) - 1}, got {self.output_mode}")
+        return self.output_mode
+
+    def _check_coordinates(self, X: Sequence[Any]) -> list[Tensor]:
+        if len(X) != len(self.modes):
+            raise ValueError(f"X: expected {len(self.modes)} coordinate arrays, one per mode, got {len(X)}")
+        coordinates = [mode.coordinate(f"X[{k}]", _tensor(x))
+                       for k, (mode, x) in enumerate(zip(self.modes, X, strict=True))]
+        lengths = {len(x) for x in coordinates}
+        if len(lengths) > 1:
+            raise ValueError(f"X: expected coordinate arrays of one length, got {[len(x) for x in coordinates]}")
+        if 0 in lengths:
+            raise ValueError("X: expected at least one entry, got none")
+        return coordinates
+
+    def _check_entries(self, X: Sequence[Any], y: Any) -> tuple[list[Tensor], Tensor]:
+        coordinates = [x.cpu().double() if x.is_floating_point() else x.cpu() for x in self._check_coordinates(X)]
+        target = _tensor(y).cpu().double()
+        target = target[:, None] if target.ndim == 1 else target
+        if target.shape != (len(coordinates[0]), self.outputs):
+            raise ValueError(f"y: expected shape ({len(coordinates[0])}, {self.outputs}) (entries, outputs), "
+                             f"got {tuple(target.shape)}")
+        check.finite("y", target)
+        return coordinates, target
+
+    @torch.no_grad()
+    def _predict(self, X: Sequence[Any]) -> Tensor:
+        self._check_fitted()
+        like = self.module_.center
+        coordinates = [x.to(like.device, like.dtype) if x.is_floating_point() else x.to(like.device)
+                       for x in self._check_coordinates(X)]
+        chunks = zip(*(x.split(65536) for x in coordinates), strict=True)   # bounds the memory of hidden layers
+        out = torch.cat([self.module_.predict(chunk) for chunk in chunks], dim=1)
+        return out.squeeze(-1) if self.outputs == 1 else out
+
+    @staticmethod
+    def _give_back(X: Sequence[Any], out: Tensor) -> Any:
+        tensors = [x for x in X if isinstance(x, Tensor)]
+        return out.to(tensors[0].device) if tensors else out.cpu().numpy()
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "module_"):
+            raise ValueError("FunctionalCP: expected a fitted model, got one without data; call fit first")
+
+
+def _tensor(x: Any) -> Tensor:
+    if isinstance(x, Tensor):
+        return x.detach()
+    array = np.asarray(x)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"expected numbers, got an array of {array.dtype}; encode categories as integers 0..n-1")
+    return torch.from_numpy(np.array(array, copy=True))
+
+
+def _standardize(x: Tensor, center: Tensor, scale: Tensor) -> None:
+    center.copy_(x.mean(0))
+    spread = x.std(0) if len(x) > 1 else torch.zeros_like(x[0])
+    scale.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
+
+
+def _print_epoch(entry: dict) -> None:
+    held_out = "" if entry["held_out"] is None else f"  held out {entry['held_out']:.3e}"
+    print(f"epoch {entry['epoch']:4d}  loss {entry['loss']:.3e}{held_out}  {entry['seconds']:.1f} s")

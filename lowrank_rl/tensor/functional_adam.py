@@ -1,0 +1,187 @@
+"""Fit a functional CP by Adam on minibatches; all members step together, each on its own minibatch.
+
+The loss is the mean squared error over rows and outputs (PerSim, Algorithm 1), in standardised units.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_rl import check
+from lowrank_rl.tensor import io
+
+SCHEDULES = ("constant", "halve", "cosine")
+
+
+@dataclass(frozen=True)
+class AdamConfig:
+    epochs: int = 100              # passes over the training entries
+    batch: int = 512               # entries per member and step
+    learning_rate: float = 1e-3    # at the start
+    schedule: str = "cosine"       # "constant"; "halve": halved after half of the epochs (PerSim); "cosine": down to 0
+    held_out: float = 0.0          # fraction of entries kept out of training and scored after each epoch
+    patience: int = 0              # stop after so many epochs without a better held-out loss, keep the best; 0: never
+
+    def __post_init__(self) -> None:
+        check.at_least("epochs", self.epochs, 1)
+        check.at_least("batch", self.batch, 1)
+        check.known("schedule", self.schedule, SCHEDULES)
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate!r}")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out: expected a fraction in [0, 1), got {self.held_out!r}")
+        if self.patience and not self.held_out:
+            raise ValueError("patience: expected held_out > 0 beside it, got 0; early stopping needs held-out entries")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a solver gives: the fitted module, what happened, and why it stopped."""
+    module: nn.Module
+    history: list[dict]    # epoch, loss, held_out (or None), learning_rate, seconds
+    stopped: str
+
+
+def fit_adam(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, config: AdamConfig, *,
+             generator: torch.Generator, progress: Callable[[dict], None] | None = None,
+             checkpoint: str | Path | None = None, checkpoint_seconds: float = 20.0) -> Fit:
+    """Minimise the mean squared error of ``module(coordinates)`` against ``target`` (B, D), in place.
+
+    ``coordinates``: one (B, ...) tensor per mode, already scaled, on the module's device. Minibatches come from
+    ``generator`` (on the CPU, so that a GPU sees the same order). With a ``checkpoint`` file, the state after an epoch
+    is kept there at most every ``checkpoint_seconds``; the same call finds it, goes on to the same bits, and removes it.
+
+    Raises:
+        ValueError: the loss became NaN or Inf (remedy: a smaller learning rate).
+    """
+    members, device = module.members, target.device
+    order = torch.randperm(len(target), generator=generator)
+    kept_out = int(config.held_out * len(target))
+    held_out, train = order[:kept_out].to(device), order[kept_out:].to(device)
+    if len(train) == 0:
+        raise ValueError(f"held_out: expected entries left to train on, got none of {len(target)}")
+    optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate, fused=True)
+    keep = _Checkpoint(checkpoint, checkpoint_seconds, module, optimizer, generator,
+                       _fingerprint(config, coordinates, target, module) if checkpoint else "")
+    history, best = keep.resume()
+    stopped = "reached the last epoch"
+    started = time.monotonic() - (history[-1]["seconds"] if history else 0.0)
+
+    for epoch in range(len(history) + 1, config.epochs + 1):
+        rows = torch.stack([torch.randperm(len(train), generator=generator) for _ in range(members)]).to(device)
+        rows = train[rows]                                                      # (M, training entries)
+        steps = math.ceil(len(train) / config.batch)
+        total = torch.zeros((), device=device)
+        for step, batch in enumerate(rows.split(config.batch, dim=1)):
+            for group in optimizer.param_groups:
+                group["lr"] = _learning_rate(config, epoch - 1 + step / steps)
+            error = module([x[batch] for x in coordinates]) - target[batch]     # (M, batch, D)
+            loss = error.square().mean((1, 2)).sum()                            # members do not share parameters
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * batch.shape[1]
+        entry = {"epoch": epoch, "loss": float(total) / (members * len(train)),
+                 "held_out": _held_out_loss(module, coordinates, target, held_out),
+                 "learning_rate": _learning_rate(config, epoch - 1), "seconds": time.monotonic() - started}
+        if not math.isfinite(entry["loss"]):
+            raise ValueError(f"training diverged in epoch {epoch}: expected a finite loss, got {entry['loss']}; "
+                             f"use a learning rate below {config.learning_rate} or scaled inputs")
+        history.append(entry)
+        if config.patience and entry["held_out"] <= min(e["held_out"] for e in history):
+            best = {name: value.clone() for name, value in module.state_dict().items()}
+        if progress:
+            progress(entry)
+        if config.patience and _epochs_since_best(history) >= config.patience:
+            stopped = f"no better held-out loss for {config.patience} epochs"
+            break
+        keep.save(history, best)
+
+    if best is not None:
+        module.load_state_dict(best)
+    keep.remove()
+    return Fit(module, history, stopped)
+
+
+def _learning_rate(config: AdamConfig, done: float) -> float:
+    """The learning rate after ``done`` epochs (with fractions)."""
+    if config.schedule == "halve":
+        return config.learning_rate * (0.5 if done >= config.epochs / 2 else 1.0)
+    if config.schedule == "cosine":
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done / config.epochs))
+    return config.learning_rate
+
+
+@torch.no_grad()
+def _held_out_loss(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, rows: Tensor) -> float | None:
+    if len(rows) == 0:
+        return None
+    total = 0.0
+    for chunk in rows.split(16384):
+        batch = chunk.expand(module.members, -1)
+        total += float((module([x[batch] for x in coordinates]) - target[batch]).square().mean((0, 2)).sum())
+    return total / len(rows)
+
+
+def _epochs_since_best(history: list[dict]) -> int:
+    losses = [entry["held_out"] for entry in history]
+    return len(losses) - 1 - losses.index(min(losses))
+
+
+def _fingerprint(config: AdamConfig, coordinates: Sequence[Tensor], target: Tensor, module: nn.Module) -> str:
+    """Changes with the settings, the data or the start: a checkpoint of another job is not taken up."""
+    digest = hashlib.blake2b(json.dumps(asdict(config)).encode(), digest_size=16)
+    for tensor in (*coordinates, target, *module.state_dict().values()):
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class _Checkpoint:
+    """Unfinished training in a file: parameters, Adam's moments, the generator and the history."""
+
+    def __init__(self, path: str | Path | None, every: float, module: nn.Module, optimizer: torch.optim.Adam,
+                 generator: torch.Generator, job: str) -> None:
+        self.path, self.every, self.job = Path(path) if path else None, every, job
+        self.module, self.optimizer, self.generator = module, optimizer, generator
+        self.saved = time.monotonic()
+
+    def resume(self) -> tuple[list[dict], dict[str, Tensor] | None]:
+        """History and best parameters so far; empty if there is nothing to take up."""
+        if self.path is None or not self.path.exists():
+            return [], None
+        tensors, header = io.load(self.path, "checkpoint")
+        if header["job"] != self.job:
+            return [], None
+        part = {kind: {name.split(":", 1)[1]: t for name, t in tensors.items() if name.startswith(f"{kind}:")}
+                for kind in ("module", "best", "adam")}
+        self.module.load_state_dict(part["module"])
+        self.generator.set_state(tensors["generator"])
+        state = {}
+        for name, tensor in part["adam"].items():
+            number, key = name.split(".")
+            state.setdefault(int(number), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        return header["history"], part["best"] or None
+
+    def save(self, history: list[dict], best: dict[str, Tensor] | None) -> None:
+        if self.path is None or time.monotonic() - self.saved < self.every:
+            return
+        tensors = {"generator": self.generator.get_state()}
+        tensors |= {f"module:{name}": t for name, t in self.module.state_dict().items()}
+        tensors |= {f"best:{name}": t for name, t in (best or {}).items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam:{number}.{key}": torch.as_tensor(t) for key, t in state.items()}
+        io.save(self.path, "checkpoint", tensors, {"job": self.job, "history": history})
+        self.saved = time.monotonic()
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

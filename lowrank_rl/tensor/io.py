@@ -1,0 +1,51 @@
+"""One file per value: tensors and a JSON header in the safetensors format. Nothing is ever unpickled."""
+
+import json
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+SCHEMA = 1
+
+
+def save(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict) -> None:
+    """Write tensors and a JSON-able header; the file appears whole or not at all.
+
+    Raises:
+        ValueError: the folder cannot be written or the disk is full; an older file of that name is untouched.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    meta = {"lowrank_rl": json.dumps({"kind": kind, "schema": SCHEMA, **header})}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, partial, meta)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise ValueError(f"{path}: expected a place that can be written, got '{error}'; nothing was overwritten") from error
+
+
+def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict]:
+    """Read what ``save`` wrote: (tensors, header).
+
+    Raises:
+        ValueError: no such file, not a file of this kind or schema, or a corrupt or truncated one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a saved {kind}, got no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("lowrank_rl", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: expected a saved {kind}, got a corrupt or truncated file ({error}); "
+                         "restore it or make it again") from error
+    if header.get("kind") != kind or header.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: expected a {kind} of schema {SCHEMA}, got kind {header.get('kind')!r} of schema "
+                         f"{header.get('schema')!r}; make it again with this version")
+    return tensors, header
