@@ -1,6 +1,7 @@
 """Checks at public doors: each failure is one sentence that says what, expected, got and the remedy."""
 
 from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,12 @@ def at_least(name: str, value: int | float, low: int | float) -> None:
     """Refuse a number below ``low`` (or NaN)."""
     if isinstance(value, bool) or not value >= low:
         raise ValueError(f"{name}: expected a number >= {low}, got {value!r}")
+
+
+def count(name: str, value: int, low: int = 1) -> None:
+    """Refuse what is not a whole number, or is one below ``low``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+        raise ValueError(f"{name}: expected a whole number >= {low}, got {value!r}")
 
 
 def within(name: str, index: torch.Tensor | np.ndarray, size: int) -> None:

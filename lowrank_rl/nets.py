@@ -36,6 +36,9 @@ class Mlp(nn.Module):
         self.layers = nn.ModuleList(EnsembleLinear(members, inputs, outputs, generator=generator)
                                     for inputs, outputs in pairwise(sizes))
 
+    def extra_repr(self) -> str:
+        return self.activation.__name__   # two networks that print alike compute alike, given equal weights
+
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             x = self.activation(layer(x))

@@ -146,7 +146,7 @@ class FunctionalCP:
     def score(self, X: Sequence[Any], y: Any) -> float:
         """R2 over all outputs together, 1 - sum of squared errors / sum of squared deviations from the mean."""
         _, target = self._check_entries(X, y)
-        prediction = self._predict(X).mean(0).double().cpu()
+        prediction = self._predict(X).mean(0).double().cpu().reshape(target.shape)
         residual = (target - prediction).square().sum()
         return float(1 - residual / (target - target.mean(0)).square().sum())
 
@@ -171,7 +171,7 @@ class FunctionalCP:
                         **header["params"])
             module = FunctionalModule(model.modes, model.rank, model.outputs, model._check_parameters(), model.members,
                                       generator=rng.stream(0))
-            module.load_state_dict(tensors)
+            module.to(tensors["center"].dtype).load_state_dict(tensors)
             history, stopped = header["history"], header["stopped"]
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{path}: expected a whole FunctionalCP file, got one with missing or odd parts "
@@ -182,9 +182,12 @@ class FunctionalCP:
     def _check_parameters(self) -> int:
         """Refuse impossible settings; the index of the mode that carries the outputs."""
         for name, value in (("rank", self.rank), ("outputs", self.outputs), ("members", self.members)):
-            check.at_least(name, value, 1)
+            check.count(name, value)
         if len(self.modes) < 2:
             raise ValueError(f"modes: expected at least 2, got {len(self.modes)}")
+        for k, mode in enumerate(self.modes):
+            if not isinstance(mode, Mode):
+                raise ValueError(f"modes[{k}]: expected Categorical(...) or Neural(...), got {mode!r}")
         if self.output_mode is None:
             neural = [k for k, mode in enumerate(self.modes) if isinstance(mode, Neural)]
             return neural[0] if neural else len(self.modes) - 1
@@ -195,7 +198,7 @@ class FunctionalCP:
     def _check_coordinates(self, X: Sequence[Any]) -> list[Tensor]:
         if len(X) != len(self.modes):
             raise ValueError(f"X: expected {len(self.modes)} coordinate arrays, one per mode, got {len(X)}")
-        coordinates = [mode.coordinate(f"X[{k}]", _tensor(x))
+        coordinates = [mode.coordinate(f"X[{k}]", _tensor(f"X[{k}]", x))
                        for k, (mode, x) in enumerate(zip(self.modes, X, strict=True))]
         lengths = {len(x) for x in coordinates}
         if len(lengths) > 1:
@@ -206,7 +209,7 @@ class FunctionalCP:
 
     def _check_entries(self, X: Sequence[Any], y: Any) -> tuple[list[Tensor], Tensor]:
         coordinates = [x.cpu().double() if x.is_floating_point() else x.cpu() for x in self._check_coordinates(X)]
-        target = _tensor(y).cpu().double()
+        target = _tensor("y", y).cpu().double()
         target = target[:, None] if target.ndim == 1 else target
         if target.shape != (len(coordinates[0]), self.outputs):
             raise ValueError(f"y: expected shape ({len(coordinates[0])}, {self.outputs}) (entries, outputs), "
@@ -234,19 +237,20 @@ class FunctionalCP:
             raise ValueError("FunctionalCP: expected a fitted model, got one without data; call fit first")
 
 
-def _tensor(x: Any) -> Tensor:
+def _tensor(name: str, x: Any) -> Tensor:
     if isinstance(x, Tensor):
-        return x.detach()
+        return x.detach().contiguous()   # equal numbers, equal bits, whatever the layout in memory
     array = np.asarray(x)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"expected numbers, got an array of {array.dtype}; encode categories as integers 0..n-1")
-    return torch.from_numpy(np.array(array, copy=True))
+        raise ValueError(f"{name}: expected numbers, got an array of {array.dtype}; encode categories as integers 0..n-1")
+    return torch.from_numpy(np.array(array, order="C"))
 
 
 def _standardize(x: Tensor, center: Tensor, scale: Tensor) -> None:
     center.copy_(x.mean(0))
     spread = x.std(0) if len(x) > 1 else torch.zeros_like(x[0])
-    scale.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
+    varies = spread > 1e-12 * x.abs().amax(0)   # a constant column's spread is rounding, rarely exactly 0
+    scale.copy_(torch.where(varies, spread, torch.ones_like(spread)))
 
 
 def _print_epoch(entry: dict) -> None:

@@ -4,7 +4,6 @@ The loss is the mean squared error over rows and outputs (PerSim, Algorithm 1), 
 """
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -30,8 +29,9 @@ class AdamConfig:
     patience: int = 0              # stop after so many epochs without a better held-out loss, keep the best; 0: never
 
     def __post_init__(self) -> None:
-        check.at_least("epochs", self.epochs, 1)
-        check.at_least("batch", self.batch, 1)
+        check.count("epochs", self.epochs)
+        check.count("batch", self.batch)
+        check.count("patience", self.patience, 0)
         check.known("schedule", self.schedule, SCHEDULES)
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate!r}")
@@ -67,9 +67,11 @@ def fit_adam(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, c
     held_out, train = order[:kept_out].to(device), order[kept_out:].to(device)
     if len(train) == 0:
         raise ValueError(f"held_out: expected entries left to train on, got none of {len(target)}")
+    if config.patience and kept_out == 0:
+        raise ValueError(f"held_out: expected enough for patience, got {config.held_out} of {len(target)}, which is none")
     optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate, fused=True)
     keep = _Checkpoint(checkpoint, checkpoint_seconds, module, optimizer, generator,
-                       _fingerprint(config, coordinates, target, module) if checkpoint else "")
+                       _fingerprint(config, coordinates, target, module, generator) if checkpoint else "")
     history, best = keep.resume()
     stopped = "reached the last epoch"
     started = time.monotonic() - (history[-1]["seconds"] if history else 0.0)
@@ -91,8 +93,9 @@ def fit_adam(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, c
         entry = {"epoch": epoch, "loss": float(total) / (members * len(train)),
                  "held_out": _held_out_loss(module, coordinates, target, held_out),
                  "learning_rate": _learning_rate(config, epoch - 1), "seconds": time.monotonic() - started}
-        if not math.isfinite(entry["loss"]):
-            raise ValueError(f"training diverged in epoch {epoch}: expected a finite loss, got {entry['loss']}; "
+        if not math.isfinite(entry["loss"] + (entry["held_out"] or 0)):
+            raise ValueError(f"training diverged in epoch {epoch}: expected finite losses, got {entry['loss']} "
+                             f"(held out {entry['held_out']}); "
                              f"use a learning rate below {config.learning_rate} or scaled inputs")
         history.append(entry)
         if config.patience and entry["held_out"] <= min(e["held_out"] for e in history):
@@ -135,10 +138,11 @@ def _epochs_since_best(history: list[dict]) -> int:
     return len(losses) - 1 - losses.index(min(losses))
 
 
-def _fingerprint(config: AdamConfig, coordinates: Sequence[Tensor], target: Tensor, module: nn.Module) -> str:
-    """Changes with the settings, the data or the start: a checkpoint of another job is not taken up."""
-    digest = hashlib.blake2b(json.dumps(asdict(config)).encode(), digest_size=16)
-    for tensor in (*coordinates, target, *module.state_dict().values()):
+def _fingerprint(config: AdamConfig, coordinates: Sequence[Tensor], target: Tensor, module: nn.Module,
+                 generator: torch.Generator) -> str:
+    """Changes with the settings, the data, the start or the seed: a checkpoint of another job is not taken up."""
+    digest = hashlib.blake2b(f"{asdict(config)} {module}".encode(), digest_size=16)
+    for tensor in (*coordinates, target, *module.state_dict().values(), generator.get_state()):
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

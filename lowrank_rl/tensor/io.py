@@ -1,9 +1,13 @@
 """One file per value: tensors and a JSON header in the safetensors format. Nothing is ever unpickled."""
 
+import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,13 +23,16 @@ def save(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict) 
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    meta = {"lowrank_rl": json.dumps({"kind": kind, "schema": SCHEMA, **header})}
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    text = json.dumps({"kind": kind, "schema": SCHEMA, **header}, default=np.generic.item)
+    meta = {"lowrank_rl": text, "digest": _digest(text, tensors)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, partial, meta)
+        save_file(tensors, partial, meta)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise ValueError(f"{path}: expected a place that can be written, got '{error}'; nothing was overwritten") from error
 
 
@@ -40,12 +47,26 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict]:
         raise ValueError(f"{path}: expected a saved {kind}, got no such file")
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("lowrank_rl", "{}"))
+            meta = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        header = json.loads(meta.get("lowrank_rl", "{}"))
+        if "digest" in meta and meta["digest"] != _digest(meta.get("lowrank_rl", ""), tensors):
+            raise ValueError("its checksum disagrees")
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path}: expected a saved {kind}, got a corrupt or truncated file ({error}); "
                          "restore it or make it again") from error
+    if not isinstance(header, dict) or "digest" not in meta:
+        header = {}   # a safetensors file of somebody else
     if header.get("kind") != kind or header.get("schema") != SCHEMA:
         raise ValueError(f"{path}: expected a {kind} of schema {SCHEMA}, got kind {header.get('kind')!r} of schema "
                          f"{header.get('schema')!r}; make it again with this version")
     return tensors, header
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    """Changes with any bit of the header or of a tensor; safetensors itself does not notice flipped numbers."""
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -27,7 +27,7 @@ class Categorical:
     init: str = "nearly_equal"
 
     def __post_init__(self) -> None:
-        check.at_least("Categorical size", self.size, 1)
+        check.count("Categorical size", self.size)
         check.known("init of a Categorical mode", self.init, INITS)
 
     def coordinate(self, name: str, x: Tensor) -> Tensor:
@@ -54,9 +54,9 @@ class Neural:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        check.at_least("Neural inputs", self.inputs, 1)
+        check.count("Neural inputs", self.inputs)
         for n in self.hidden:
-            check.at_least("Neural hidden size", n, 1)
+            check.count("Neural hidden size", n)
         check.known("activation", self.activation, ACTIVATIONS)
 
     def coordinate(self, name: str, x: Tensor) -> Tensor:
