@@ -6,8 +6,11 @@ One trajectory per agent is all that the simulators get; the covariates ride alo
 import io
 import json
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +90,8 @@ def collect(environment: Environment, covariates: Tensor, agent: Tensor, policy:
         ValueError: shapes that disagree, or an action outside the bounds.
     """
     sizes = check.shapes(covariates=(covariates, "B E"), agent=(agent, "B"))
-    B, limit = sizes["B"], max_steps or environment.max_steps
+    B, limit = sizes["B"], environment.max_steps if max_steps is None else max_steps
+    check.count("max_steps", limit)
     generators = _episode_generators(environment, agent, seed, what)
     state = torch.cat([environment.reset(1, generator=generator) for generator in generators])
     states, actions = [state], []
@@ -95,9 +99,9 @@ def collect(environment: Environment, covariates: Tensor, agent: Tensor, policy:
     length, terminated = torch.full((B,), limit), torch.zeros(B, dtype=torch.bool)
     policy.reset(agent)
     for t in range(limit):
-        view = _view(rows, agent, states, actions, past)
+        view = _view(environment, rows, agent, states, actions, past)
         chosen = policy.act(view, generators=[generators[i] for i in rows.tolist()])
-        _check_action(environment, chosen)
+        _check_action(environment, chosen, len(rows))
         action = torch.zeros((B, chosen.shape[1]), dtype=chosen.dtype)
         action[rows] = chosen.cpu()
         state = states[-1].clone()
@@ -141,7 +145,8 @@ def save(path: str | Path, episodes: Episodes) -> None:
                     np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise ValueError(f"{path}: expected a place that can be written, got '{error}'; nothing was overwritten") from error
 
 
@@ -157,21 +162,24 @@ def load(path: str | Path) -> Episodes:
     try:
         with zipfile.ZipFile(path) as archive:
             header = json.loads(archive.read("header.json"))
+            schema = header.get("schema")
+            names = ("covariates", "agent", "start", "state", "last_state", "action", "reward", "terminated")
             arrays = {name: np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
-                      for name in ("covariates", "agent", "start", "state", "last_state", "action", "reward",
-                                   "terminated")}
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
+                      for name in names if schema == SCHEMA}
+    except (zipfile.BadZipFile, zlib.error, struct.error, KeyError, ValueError, AttributeError, EOFError, OSError,
+            RuntimeError) as error:     # a flipped bit in the archive's own fields brings any of these
         raise ValueError(f"{path}: expected a data set, got a corrupt or truncated file ({error}); "
                          "restore it or collect it again") from error
-    if header.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: expected a data set of schema {SCHEMA}, got {header.get('schema')!r}; collect it again")
+    if schema != SCHEMA:
+        raise ValueError(f"{path}: expected a data set of schema {SCHEMA}, got {schema!r}; collect it again")
     last_state = arrays.pop("last_state")
     start, state = arrays["start"], arrays["state"]
     if len(start) != len(arrays["agent"]) + 1 or start[0] != 0 or (np.diff(start) < 1).any() \
-            or not start[-1] == len(state) == len(arrays["action"]) == len(arrays["reward"]):
+            or not start[-1] == len(state) == len(arrays["action"]) == len(arrays["reward"]) \
+            or not len(arrays["agent"]) == len(arrays["covariates"]) == len(last_state) == len(arrays["terminated"]):
         raise ValueError(f"{path}: expected arrays of one length, got a file whose parts disagree; collect it again")
-    for name in ("state", "action", "reward"):
-        check.finite(f"{path}: {name}", arrays[name])
+    for name, array in {**arrays, "last_state": last_state}.items():
+        check.finite(f"{path}: {name}", array)
     next_state = np.empty_like(state)
     next_state[:-1] = state[1:]
     next_state[start[1:] - 1] = last_state
@@ -208,14 +216,15 @@ def _episode_generators(environment: Environment, agent: Tensor, seed: int, what
     return generators
 
 
-def _view(rows: Tensor, agent: Tensor, states: list[Tensor], actions: list[Tensor], past: int) -> EpisodeView:
+def _view(environment: Environment, rows: Tensor, agent: Tensor, states: list[Tensor], actions: list[Tensor],
+          past: int) -> EpisodeView:
     """What the policy may see of the running rows; younger episodes are padded on the left."""
     shown = min(past, len(actions))
     state = states[-1][rows]
     past_state = torch.zeros((len(rows), past, state.shape[1]), dtype=state.dtype)
     past_mask = torch.zeros((len(rows), past), dtype=torch.bool)
-    first_action = actions[-1] if actions else torch.zeros((1, 0))
-    past_action = torch.zeros((len(rows), past, first_action.shape[1]), dtype=first_action.dtype)
+    kind = environment.actions
+    past_action = torch.zeros((len(rows), past, kind.size), dtype=state.dtype if isinstance(kind, Box) else torch.int64)
     for k in range(shown):
         past_state[:, past - 1 - k] = states[-2 - k][rows]
         past_action[:, past - 1 - k] = actions[-1 - k][rows]
@@ -223,9 +232,10 @@ def _view(rows: Tensor, agent: Tensor, states: list[Tensor], actions: list[Tenso
     return EpisodeView(rows, agent[rows], state, past_state, past_action, past_mask)
 
 
-def _check_action(environment: Environment, action: Tensor) -> None:
+def _check_action(environment: Environment, action: Tensor, count: int) -> None:
     space = environment.actions
     low, high = (space.low, space.high) if isinstance(space, Box) else (0, space.n - 1)
-    if action.shape[1] != space.size or not bool(((action >= low) & (action <= high)).all()):
-        raise ValueError(f"action: expected {space.size} components in [{low}, {high}], got shape "
-                         f"{tuple(action.shape)} with values {action.min():.4g} to {action.max():.4g}")
+    whole = isinstance(space, Box) or not action.is_floating_point()
+    if action.shape != (count, space.size) or not whole or not bool(((action >= low) & (action <= high)).all()):
+        raise ValueError(f"action: expected {space.size} components in [{low}, {high}] for each of {count} episodes, got "
+                         f"{action.dtype} of shape {tuple(action.shape)} with values {action.min():.4g} to {action.max():.4g}")

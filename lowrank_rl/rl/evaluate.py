@@ -85,6 +85,10 @@ def _summarize(number: int, agent: np.ndarray, error: np.ndarray, true: np.ndarr
     if len(mine) == 0:
         raise ValueError(f"agent {number}: expected test episodes longer than {BURN_IN + 1} steps, got none of {episodes}; "
                          "test with more episodes or another policy")
+    lost = (~np.isfinite(error[mine]).all(-1) & live[mine]).any(1).sum()
+    if lost:
+        raise ValueError(f"agent {number}: expected finite predictions, got NaN or Inf in {lost} of {len(mine)} episodes; "
+                         "train longer or check the model's data")
     error, true, live = error[mine], np.where(live[mine][..., None], true[mine], np.nan), live[mine]
     square = np.where(live, np.square(error).mean(-1), np.nan)
     rmse = np.sqrt(np.nanmean(square, axis=1))

@@ -50,6 +50,10 @@ class CEMConfig:
         check.at_least("rounds", self.rounds, 1)
         if not 2 <= self.elites <= self.candidates:
             raise ValueError(f"elites: expected 2..{self.candidates} (candidates), got {self.elites}")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing: expected a share in [0, 1), got {self.smoothing}")
+        if not 0 < self.spread[0] <= self.spread[1]:
+            raise ValueError(f"spread: expected 0 < low <= high, got {self.spread}")
 
 
 def random_shooting(score: PlanScore, actions: Discrete, config: ShootingConfig, *, memory: Tensor | None,
@@ -84,7 +88,8 @@ def cem(score: PlanScore, actions: Box, config: CEMConfig, *, memory: Tensor | N
         plans = _truncated_normal(uniform, mean[:, None], deviation[:, None], actions)
         value, bad = _finite_scores(score, plans)
         failures += bad
-        top = value.topk(config.elites, dim=1).indices
+        best, top = value.topk(config.elites, dim=1)
+        top = top.where(best > -torch.inf, top[:, :1])                          # too few finite: the best in their stead
         elites = plans[torch.arange(B)[:, None], top]                           # (B, elites, H, A)
         elite_mean, elite_deviation = elites.mean(1), elites.std(1)
         keep = 0.0 if number == 0 else config.smoothing

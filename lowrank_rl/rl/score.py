@@ -19,8 +19,8 @@ def total_reward(environment: Environment) -> Score:
     """
     def score(states: Tensor, actions: Tensor) -> Tensor:
         next_state = states[..., 1:, :]
-        alive = (~environment.ended(next_state)).cumprod(-1)
-        return (environment.reward(states[..., :-1, :], actions, next_state) * alive).sum(-1)
+        over = environment.ended(next_state).cummax(-1).values
+        return environment.reward(states[..., :-1, :], actions, next_state).masked_fill(over, 0).sum(-1)
     return score
 
 

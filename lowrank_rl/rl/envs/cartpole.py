@@ -33,7 +33,7 @@ def step(covariates: Tensor, state: Tensor, action: Tensor) -> Tensor:
 
     The covariates are the push in N and HALF the pole's length in m.
     """
-    force, length = covariates.unbind(-1)
+    force, length = covariates.double().unbind(-1)
     x, x_dot, theta, theta_dot = state.double().unbind(-1)
     total, moment = CART_MASS + POLE_MASS, POLE_MASS * length
     sin, cos = theta.sin(), theta.cos()

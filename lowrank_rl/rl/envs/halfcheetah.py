@@ -33,7 +33,6 @@ SECONDS = 0.05            # per step
 CONTROL_COST = 0.1        # reward per squared action. Differs: appendix E prints 0.05, Table 5 and the code have 0.1
 NOISE = 0.001             # standard deviation of the first positions and velocities
 NQ = NV = 9               # positions and velocities of the simulator
-HUGE = 1e10               # MuJoCo's own limit of a sane number
 BOUNDS = (-math.inf,) * 18, (math.inf,) * 18    # of the state
 
 _ROWS = 2048              # simulated per call, which bounds the memory of the substeps
@@ -111,12 +110,14 @@ def make(render_mode: str | None = None, **covariates: float) -> HeteroEnv:
 class MujocoSimulator:
     """One running simulation, which also remembers where it is and MuJoCo's last contact forces."""
 
+    def __init__(self) -> None:
+        self._renderer: mujoco.Renderer | None = None
+
     def start(self, covariates: Tensor, state: Tensor) -> None:
         self._model = scaled_model(*covariates[0].tolist())
         self._data = mujoco.MjData(self._model)
         self._data.qpos[1:], self._data.qvel[:] = np.split(state[0, 1:].numpy(), [NQ - 1])
         self._data.time = _STARTED
-        self._renderer = None
         with quiet():
             mujoco.mj_forward(self._model, self._data)     # puts the body where a picture is taken
 
@@ -136,7 +137,7 @@ class MujocoSimulator:
     def image(self) -> np.ndarray:
         """Raises RuntimeError where OpenGL has no screen to draw to."""
         if self._renderer is None:
-            self._renderer = _renderer(self._model)
+            self._renderer = _renderer()
         self._renderer.update_scene(self._data, camera="track")
         return self._renderer.render().copy()
 
@@ -152,7 +153,7 @@ def scaled_model(mass: float, damping: float) -> mujoco.MjModel:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep MuJoCo from printing and from leaving MUJOCO_LOG.TXT in the user's folder; the result says what went wrong."""
+    """Keep MuJoCo from printing and from leaving MUJOCO_LOG.TXT in the user's folder; results say what went wrong."""
     with _LOCK:
         before = mujoco.get_mju_user_warning()
         mujoco.set_mju_user_warning(lambda text: None)
@@ -162,11 +163,12 @@ def quiet() -> Iterator[None]:
             mujoco.set_mju_user_warning(before)
 
 
-def _renderer(model: mujoco.MjModel) -> mujoco.Renderer:
+def _renderer() -> mujoco.Renderer:
+    """All agents look alike."""
     try:
         with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")     # GLFW warns of what the error below says
-            return mujoco.Renderer(model, 480, 480)
+            return mujoco.Renderer(_default_model(), 480, 480)
     except Exception as error:                  # each OpenGL platform has its own
         raise RuntimeError(f"render: expected a working OpenGL, got '{error}'; on a machine without a screen set the "
                            "environment variable MUJOCO_GL=egl (or osmesa) before Python starts") from error
@@ -185,9 +187,8 @@ def _simulate(models: list[mujoco.MjModel], start: np.ndarray, control: np.ndarr
     time, x, rest = np.split(path[:, SUBSTEPS - 1::SUBSTEPS], [1, 2], axis=2)
     speed = np.diff(x, axis=1, prepend=0) / SECONDS
     expected = _STARTED + SECONDS * np.arange(1, H + 1)[None]
+    # After a warning (a NaN torque is one) MuJoCo's rollout stops the clock; after a restart it runs from 0
     lost = np.abs(time[..., 0] - expected) > 0.001
-    # MuJoCo would replace a NaN torque by 0, with no more than a warning
-    lost |= np.logical_or.accumulate(~(np.abs(control) < HUGE).all(-1), axis=1)
     return np.where(lost[..., None], np.nan, np.concatenate([speed, rest], axis=2))
 
 

@@ -25,8 +25,9 @@ BOUNDS = (LEFT, -TOP_SPEED), (RIGHT, TOP_SPEED)    # of the state
 def step(covariates: Tensor, state: Tensor, action: Tensor) -> Tensor:
     """The next state, float64. covariates (B, 1) gravity, state (B, 2), action (B, 1) in {0, 1, 2} -> (B, 2)"""
     position, velocity = state.double().unbind(-1)
-    push = (action[..., 0] - 1) * FORCE
-    velocity = (velocity + push - covariates[..., 0] * torch.cos(3 * position)).clamp(-TOP_SPEED, TOP_SPEED)
+    push = (action[..., 0].double() - 1) * FORCE
+    slope = torch.cos(3 * position)
+    velocity = (velocity + push - covariates[..., 0].double() * slope).clamp(-TOP_SPEED, TOP_SPEED)
     position = (position + velocity).clamp(LEFT, RIGHT)
     at_wall = (position == LEFT) & (velocity < 0)
     return torch.stack([position, velocity.masked_fill(at_wall, 0)], dim=-1)

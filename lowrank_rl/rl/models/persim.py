@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowrank_rl import check
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
-from lowrank_rl.rl.models.fused import rollout_discrete
+from lowrank_rl.rl.models.fused import WIDEST, rollout_discrete
 from lowrank_rl.rl.unroll import rollout
 from lowrank_rl.tensor import AdamConfig, Categorical, FunctionalCP, Neural
 
@@ -68,7 +68,8 @@ class PerSim:
     @torch.no_grad()
     def rollout(self, context: Tensor, state: Tensor, actions: Tensor,
                 generator: torch.Generator | None = None) -> Tensor:
-        if self._discrete and state.device.type == "cpu" and len(self.module.modes[STATE].layers) == 2:
+        small = len(self.module.modes[STATE].layers) == 2 and state.shape[-1] <= WIDEST
+        if self._discrete and state.device.type == "cpu" and small:
             return rollout_discrete(*self._folded(context), state, actions[..., 0])
         return rollout(self, context, state, actions)
 
@@ -97,7 +98,12 @@ class PerSim:
     @classmethod
     def load(cls, path: str | Path, *, personal: bool = True) -> Self:
         """Raises ValueError for a missing, corrupt or foreign file."""
-        return cls(FunctionalCP.load(path), personal=personal)
+        cp = FunctionalCP.load(path)
+        kinds = [type(mode) for mode in cp.modes]
+        if len(kinds) != 3 or kinds[:2] != [Categorical, Neural] or cp.outputs != cp.modes[STATE].inputs:
+            raise ValueError(f"{path}: expected a PerSim file with modes agent, state and action, got a FunctionalCP with "
+                             f"modes {[kind.__name__ for kind in kinds]} and {cp.outputs} outputs")
+        return cls(cp, personal=personal)
 
 
 def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: PerSimConfig, *, seed: int,

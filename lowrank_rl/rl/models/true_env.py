@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lowrank_rl import check
 from lowrank_rl.rl.contracts import Environment, EpisodeView
 from lowrank_rl.rl.unroll import rollout
 
@@ -17,11 +18,12 @@ class TrueEnv:
         self.environment, self.covariates = environment, covariates
 
     def context(self, view: EpisodeView) -> Tensor:
+        check.within("agent", view.agent, len(self.covariates))
         return self.covariates.to(view.state.device)[view.agent][None]
 
     def predict(self, context: Tensor, state: Tensor, action: Tensor,
                 generator: torch.Generator | None = None) -> Tensor:
-        return self.environment.step(context[0], state[0], action)[None]
+        return self.environment.step(context[0], state[0], action)[None].to(state.dtype)
 
     def rollout(self, context: Tensor, state: Tensor, actions: Tensor,
                 generator: torch.Generator | None = None) -> Tensor:
@@ -29,4 +31,4 @@ class TrueEnv:
             return rollout(self, context, state, actions)
         B, C = actions.shape[:2]
         covariates, start = (x[0].repeat_interleave(C, dim=0) for x in (context, state))
-        return self.environment.rollout(covariates, start, actions.flatten(0, 1)).unflatten(0, (B, C))[None]
+        return self.environment.rollout(covariates, start, actions.flatten(0, 1)).unflatten(0, (B, C))[None].to(state.dtype)

@@ -1,0 +1,5 @@
+"""One torch thread: the arrays here are small, and two threads only wait for each other."""
+
+import torch
+
+torch.set_num_threads(1)
