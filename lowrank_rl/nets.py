@@ -1,11 +1,13 @@
 """Small networks whose ensemble members train side by side: the only place where network weights are drawn."""
 
 import math
+from functools import cache
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+PRECISIONS = ("full", "bfloat16")
 ACTIVATIONS = {"relu": torch.relu, "silu": nn.functional.silu, "tanh": torch.tanh}
 
 
@@ -28,18 +30,35 @@ class EnsembleLinear(nn.Module):
 
 
 class Mlp(nn.Module):
-    """M multilayer perceptrons, (M, B, sizes[0]) -> (M, B, sizes[-1]); the last layer is linear."""
+    """M multilayer perceptrons, (M, B, sizes[0]) -> (M, B, sizes[-1]); the last layer is linear.
 
-    def __init__(self, members: int, sizes: tuple[int, ...], activation: str, *, generator: torch.Generator) -> None:
+    ``precision="bfloat16"`` multiplies matrices behind the first layer in that type where the hardware has it (two to
+    three times faster); parameters, the first layer and the result keep their own.
+    """
+
+    def __init__(self, members: int, sizes: tuple[int, ...], activation: str, precision: str = "full", *,
+                 generator: torch.Generator) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[activation]
+        self.activation, self.precision = ACTIVATIONS[activation], precision
         self.layers = nn.ModuleList(EnsembleLinear(members, inputs, outputs, generator=generator)
                                     for inputs, outputs in pairwise(sizes))
 
     def extra_repr(self) -> str:
-        return self.activation.__name__   # two networks that print alike compute alike, given equal weights
+        # two networks that print alike compute alike, given equal weights
+        return f"{self.activation.__name__}, precision={self.precision}"
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
-        return self.layers[-1](x)
+        first, *others = self.layers
+        out = first(x)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16" and _has_bfloat16(x.device)):
+            for layer in others:
+                out = layer(self.activation(out))
+        return out.to(x.dtype)
+
+
+@cache
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are faster there than in full precision."""
+    if device.type == "cpu":    # torch has no public name for these over the versions that we support
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return True

@@ -34,10 +34,15 @@ class FunctionalModule(nn.Module):
             for k, mode in enumerate(modes))
         self.inputs = [mode.inputs if isinstance(mode, Neural) else 0 for mode in modes]
         for k, columns in enumerate(self.inputs):
-            self.register_buffer(f"center{k}", torch.zeros(columns))
-            self.register_buffer(f"scale{k}", torch.ones(columns))
-        self.register_buffer("center", torch.zeros(outputs))
-        self.register_buffer("scale", torch.ones(outputs))
+            self.register_buffer(f"center{k}", torch.zeros(columns, dtype=torch.float64))
+            self.register_buffer(f"scale{k}", torch.ones(columns, dtype=torch.float64))
+        self.register_buffer("center", torch.zeros(outputs, dtype=torch.float64))   # float64, so that large offsets
+        self.register_buffer("scale", torch.ones(outputs, dtype=torch.float64))     # (time stamps) lose nothing
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return next(self.parameters()).dtype
 
     def normalize(self, coordinates: Sequence[Tensor], target: Tensor) -> None:
         """Learn centre and spread of the continuous coordinates and the targets (a constant column keeps spread 1)."""
@@ -48,7 +53,7 @@ class FunctionalModule(nn.Module):
 
     def scaled(self, k: int, x: Tensor) -> Tensor:
         """Mode k's coordinate as its module wants it."""
-        return (x - getattr(self, f"center{k}")) / getattr(self, f"scale{k}") if self.inputs[k] else x
+        return ((x - getattr(self, f"center{k}")) / getattr(self, f"scale{k}")).to(self.dtype) if self.inputs[k] else x
 
     def factor(self, k: int, x: Tensor) -> Tensor:
         """Mode k's factors at raw coordinates (B, ...) or (M, B, ...): (M, B, R), or (M, B, D, R) with the outputs."""
@@ -92,7 +97,7 @@ class FunctionalCP:
     outputs: int = 1                   # D, the number of values at each coordinate
     output_mode: int | None = None     # which mode carries the output axis; None: the first Neural one, else the last
     members: int = 1                   # M, models that differ in start and minibatches only, trained side by side
-    normalize: bool = True             # standardise continuous coordinates and targets by the training entries
+    normalize: bool = True             # standardise continuous coordinates and targets; the shift can cost one rank
     solver: AdamConfig = AdamConfig()  # noqa: RUF009 (frozen)
     random_state: int = 0              # seed; the same seed gives the same model on one machine
     device: str = "cpu"                # where to fit, any torch device
@@ -126,10 +131,9 @@ class FunctionalCP:
                                   generator=rng.stream(self.random_state, "functional", "init"))
         if self.normalize:
             module.normalize(coordinates, target)
-        target = (target - module.center.double()) / module.scale.double()
-        dtype = torch.get_default_dtype()
-        scaled = [module.scaled(k, x).to(dtype) if module.inputs[k] else x for k, x in enumerate(coordinates)]
-        fit = fit_adam(module.to(self.device), [x.to(self.device) for x in scaled], target.to(self.device, dtype),
+        target = (target - module.center) / module.scale
+        scaled = [module.scaled(k, x).to(self.device) for k, x in enumerate(coordinates)]
+        fit = fit_adam(module.to(self.device), scaled, target.to(self.device, module.dtype),
                        self.solver, generator=rng.stream(self.random_state, "functional", "order"),
                        progress=progress or (_print_epoch if self.verbose else None), checkpoint=checkpoint)
         self.module_, self.history_, self.stopped_, self.n_iter_ = module, fit.history, fit.stopped, len(fit.history)
@@ -171,9 +175,10 @@ class FunctionalCP:
                         **header["params"])
             module = FunctionalModule(model.modes, model.rank, model.outputs, model._check_parameters(), model.members,
                                       generator=rng.stream(0))
-            module.to(tensors["center"].dtype).load_state_dict(tensors)
+            module.modes.to(next(t.dtype for name, t in tensors.items() if name.startswith("modes.")))
+            module.load_state_dict(tensors)
             history, stopped = header["history"], header["stopped"]
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, RuntimeError, StopIteration) as error:
             raise ValueError(f"{path}: expected a whole FunctionalCP file, got one with missing or odd parts "
                              f"({error}); restore it or fit again") from error
         model.module_, model.history_, model.stopped_, model.n_iter_ = module, history, stopped, len(history)
@@ -220,9 +225,7 @@ class FunctionalCP:
     @torch.no_grad()
     def _predict(self, X: Sequence[Any]) -> Tensor:
         self._check_fitted()
-        like = self.module_.center
-        coordinates = [x.to(like.device, like.dtype) if x.is_floating_point() else x.to(like.device)
-                       for x in self._check_coordinates(X)]
+        coordinates = [x.to(self.module_.center.device) for x in self._check_coordinates(X)]
         chunks = zip(*(x.split(65536) for x in coordinates), strict=True)   # bounds the memory of hidden layers
         out = torch.cat([self.module_.predict(chunk) for chunk in chunks], dim=1)
         return out.squeeze(-1) if self.outputs == 1 else out

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_rl import check
-from lowrank_rl.nets import ACTIVATIONS, Mlp
+from lowrank_rl.nets import ACTIVATIONS, PRECISIONS, Mlp
 
 INITS = ("nearly_equal", "linear")
 
@@ -51,6 +51,7 @@ class Neural:
     inputs: int
     hidden: tuple[int, ...] = (256,)
     activation: str = "relu"
+    precision: str = "full"     # "bfloat16": faster hidden layers, for deep networks on noisy or large problems
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
@@ -58,6 +59,7 @@ class Neural:
         for n in self.hidden:
             check.count("Neural hidden size", n)
         check.known("activation", self.activation, ACTIVATIONS)
+        check.known("precision", self.precision, PRECISIONS)
 
     def coordinate(self, name: str, x: Tensor) -> Tensor:
         """The coordinate, checked, as floats (B, inputs); one input may come as (B,)."""
@@ -71,7 +73,7 @@ class Neural:
         return x
 
     def build(self, members: int, width: int, *, generator: torch.Generator) -> nn.Module:
-        return Mlp(members, (self.inputs, *self.hidden, width), self.activation, generator=generator)
+        return Mlp(members, (self.inputs, *self.hidden, width), self.activation, self.precision, generator=generator)
 
 
 Mode = Categorical | Neural

@@ -193,7 +193,7 @@ def test_repeated_episodes_of_an_agent_differ_and_the_seed_matters():
 @pytest.mark.parametrize("actions", [Discrete(3), Box(0.0, 2.0, 3)])
 def test_a_policy_is_shown_what_really_happened(past, actions):
     environment, policy = replace(WALK, actions=actions, max_steps=12), Noting(actions)
-    covariates = gains(0.3, 1, 2, 0.1)
+    covariates = gains(0.3, 1, 4, 0.1)
     episodes = collect(environment, covariates, torch.arange(4) + 10, policy, seed=0, what="test", past=past)
     assert len(set(episodes.lengths.tolist())) > 2
     for t, view in enumerate(policy.views):

@@ -30,6 +30,7 @@ class PerSimConfig:
     action_hidden: tuple[int, ...] = (256, 256)  # for continuous actions; discrete ones have a row each
     init: str = "nearly_equal"                   # of agent and action rows; "linear" is the paper's
     normalize: bool = True                       # the paper: HalfCheetah only
+    precision: str = "full"                      # of hidden layers; "bfloat16" is faster where they are deep
     adam: AdamConfig = AdamConfig()              # noqa: RUF009 (frozen)
 
 
@@ -58,10 +59,9 @@ class PerSim:
     @torch.no_grad()
     def predict(self, context: Tensor, state: Tensor, action: Tensor,
                 generator: torch.Generator | None = None) -> Tensor:
-        module, dtype = self.module, self.module.center.dtype
-        action = action[:, 0] if self._discrete else action.to(dtype)
-        mixed = context.to(dtype) * module.factor(ACTION, action)                       # (M, B, R)
-        basis = module.factor(STATE, state.to(dtype))                                   # (M, B, D, R)
+        module = self.module
+        mixed = context * module.factor(ACTION, action[:, 0] if self._discrete else action)   # (M, B, R)
+        basis = module.factor(STATE, state)                                                   # (M, B, D, R)
         delta = module.center + module.scale * (basis @ mixed.unsqueeze(-1)).squeeze(-1)
         return state + delta.to(state.dtype)
 
@@ -86,11 +86,11 @@ class PerSim:
         center, scale = module.center1, module.scale1
         weight = first.weight / scale[:, None]
         bias = first.bias[:, 0] - center @ weight
-        mixed = context.to(weight.dtype)[:, :, None] * module.modes[ACTION].rows()[:, None]     # (M, B, actions, R)
+        mixed = context[:, :, None] * module.modes[ACTION].rows()[:, None]     # (M, B, actions, R)
         shape = (module.outputs, module.rank)
         out_weight = torch.einsum("mkdr,mbar->mbadk", last.weight.unflatten(-1, shape), mixed) * module.scale[:, None]
         out_bias = torch.einsum("mdr,mbar->mbad", last.bias[:, 0].unflatten(-1, shape), mixed) * module.scale
-        return weight, bias, out_weight, out_bias + module.center
+        return tuple(x.to(module.dtype) for x in (weight, bias, out_weight, out_bias + module.center))
 
     def save(self, path: str | Path) -> None:
         self.cp.save(path)
@@ -125,9 +125,9 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
                          f"(first: {missing[0]}); drop them and number the others 0..{agents - len(missing) - 1}")
     D = data.state.shape[1]
     action_mode = Categorical(actions.n, init=config.init) if isinstance(actions, Discrete) else \
-        Neural(actions.size, hidden=config.action_hidden)
-    cp = FunctionalCP([Categorical(agents if personal else 1, init=config.init), Neural(D, hidden=config.state_hidden),
-                       action_mode],
+        Neural(actions.size, hidden=config.action_hidden, precision=config.precision)
+    cp = FunctionalCP([Categorical(agents if personal else 1, init=config.init),
+                       Neural(D, hidden=config.state_hidden, precision=config.precision), action_mode],
                       rank=config.rank, outputs=D, output_mode=STATE, members=config.members,
                       normalize=config.normalize, solver=config.adam, random_state=seed, device=device)
     action = data.action[:, 0] if isinstance(actions, Discrete) else data.action

@@ -1,0 +1,239 @@
+"""PerSim against its equation, on data of a known law, and at its doors."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
+from lowrank_rl.rl.data import agents, collect
+from lowrank_rl.rl.envs import mountaincar
+from lowrank_rl.rl.models.persim import ACTION, AGENT, STATE, PerSim, PerSimConfig, fit_persim
+from lowrank_rl.rl.policies.uniform import Uniform
+from lowrank_rl.rng import stream
+from lowrank_rl.tensor import AdamConfig, Categorical, FunctionalCP, Neural
+
+CAR = mountaincar.ENVIRONMENT
+SMALL = PerSimConfig(rank=4, members=2, state_hidden=(7,), action_hidden=(5,), adam=AdamConfig(epochs=2, batch=16))
+DISCRETE, BOX = Discrete(3), Box(-1.0, 1.0, 2)
+
+
+def data(actions=DISCRETE, count=120, people=4):
+    """Transitions of no particular law, far from standardised."""
+    draw = stream(0, "persim", "data")
+    agent = torch.arange(count) % people
+    state = 5 + 3 * torch.randn((count, 2), generator=draw, dtype=torch.float64)
+    action = actions.sample((count,), generator=draw)
+    change = 2 + (1 + agent[:, None]) * state.sin() * (1 + action.double().sum(1, keepdim=True))
+    return Transitions(agent, state, action, state + change)
+
+
+def fit(steps=None, actions=DISCRETE, config=SMALL, people=4, **options):
+    return fit_persim(data(actions) if steps is None else steps, people, actions, config, **{"seed": 0, **options})
+
+
+def view(agent):
+    nothing = torch.zeros((len(agent), 0))
+    return EpisodeView(torch.arange(len(agent)), agent, torch.zeros((len(agent), 2)), nothing[..., None], nothing[..., None],
+                       nothing.bool())
+
+
+def predict(model, steps):
+    state = steps.state.expand(model.members, *steps.state.shape)
+    return model.predict(model.context(view(steps.agent)), state, steps.action)
+
+
+def numbers(model):
+    return {name: value.clone() for name, value in model.module.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(numbers(a).values(), numbers(b).values(), strict=True))
+
+
+def network(mode, member, x):
+    """A multilayer perceptron by hand, float64."""
+    *hidden, last = [(layer.weight[member].detach().double().numpy(), layer.bias[member, 0].detach().double().numpy())
+                     for layer in mode.layers]
+    for weight, bias in hidden:
+        x = np.maximum(x @ weight + bias, 0)
+    return x @ last[0] + last[1]
+
+
+# ---- equation 2
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("personal", [True, False])
+@pytest.mark.parametrize("actions", [DISCRETE, BOX], ids=["discrete", "box"])
+def test_predict_is_equation_2(actions, personal, normalize):
+    """next_state - state = sum_l u_l(agent) v_l(state) w_l(action), in the units of the data."""
+    model, steps = fit(actions=actions, config=replace(SMALL, normalize=normalize), personal=personal), data(actions)
+    module, prediction = model.module, predict(model, steps).numpy()
+    center, scale = module.center.double().numpy(), module.scale.double().numpy()
+    center_in, scale_in = module.center1.double().numpy(), module.scale1.double().numpy()
+    for m in range(2):
+        for b in range(0, 120, 7):
+            number = int(steps.agent[b]) if personal else 0
+            rows = module.modes[AGENT]
+            u = (rows.table[m, number] + rows.bias[m, 0]).detach().double().numpy()
+            v = network(module.modes[STATE], m, (steps.state[b].numpy() - center_in) / scale_in)       # D blocks of R
+            if actions is DISCRETE:
+                table = module.modes[ACTION]
+                w = (table.table[m, steps.action[b, 0]] + table.bias[m, 0]).detach().double().numpy()
+            else:
+                spread = module.scale2.double().numpy()
+                w = network(module.modes[ACTION], m, (steps.action[b].numpy() - module.center2.double().numpy()) / spread)
+            for d in range(2):
+                total = 0.0
+                for rank in range(4):
+                    total += u[rank] * v[4 * d + rank] * w[rank]
+                assert prediction[m, b, d] == pytest.approx(float(steps.state[b, d]) + center[d] + scale[d] * total, rel=1e-4)
+
+
+def test_units_are_the_spread_of_the_differences():
+    steps = data()
+    spread = (steps.next_state - steps.state).std(0)
+    torch.testing.assert_close(fit().unit.double(), spread, rtol=1e-6, atol=0)
+    assert fit(config=replace(SMALL, normalize=False)).unit.tolist() == [1, 1]
+
+
+def test_members_differ_and_the_seed_decides():
+    model = fit()
+    assert not torch.equal(model.rows[0], model.rows[1])
+    assert model.rows.shape == (2, 4, 4)
+    assert same(model, fit())
+    assert not same(model, fit(seed=1))
+
+
+def test_the_action_mode_of_a_box_learns():
+    before = fit(actions=BOX, config=replace(SMALL, adam=AdamConfig(epochs=1, batch=120, learning_rate=1e-12)))
+    assert not torch.equal(before.module.modes[ACTION].layers[0].weight, fit(actions=BOX).module.modes[ACTION].layers[0].weight)
+
+
+# ---- the pooled baseline
+
+
+def test_the_pooled_model_cannot_tell_agents_apart():
+    model, steps = fit(personal=False), data()
+    context = model.context(view(torch.arange(50)))
+    assert (context == context[:, :1]).all()
+    assert torch.equal(predict(model, steps), predict(model, replace(steps, agent=3 - steps.agent)))
+
+
+def test_the_pooled_model_learns_without_agents():
+    steps = data()
+    order = torch.randperm(120, generator=stream(0, "order"))
+    shuffled = replace(steps, agent=steps.agent[order])
+    assert same(fit(personal=False), fit(shuffled, personal=False))
+    assert not same(fit(), fit(shuffled))                       # whereas the personal one does look
+
+
+# ---- what it learns
+
+
+def logged(seed, count=30, steps=60):
+    covariates = agents(CAR, count, seed=0)
+    return collect(CAR, covariates, torch.arange(count), Uniform(CAR.actions), seed=seed, what="persim-test",
+                   max_steps=steps).transitions()
+
+
+@pytest.fixture(scope="module")
+def car():
+    """A small MountainCar simulator, and the pooled one beside it."""
+    config = PerSimConfig(rank=3, members=2, state_hidden=(64,), adam=AdamConfig(epochs=60, batch=64, learning_rate=3e-3))
+    return [fit_persim(logged(0), 30, CAR.actions, config, seed=0, personal=personal) for personal in (True, False)]
+
+
+def unexplained(model, steps):
+    """Share of the differences' variance that one-step predictions miss, by dimension."""
+    true = steps.next_state - steps.state
+    error = predict(model, steps).mean(0) - steps.next_state
+    return (error.square().sum(0) / (true - true.mean(0)).square().sum(0)).tolist()
+
+
+def test_a_small_simulator_predicts_unseen_episodes(car):
+    personal, pooled = (unexplained(model, logged(1)) for model in car)
+    assert max(personal) < 0.05
+    assert max(personal) < 0.8 * max(pooled)                    # knowing who acts pays
+
+
+def test_the_simulators_know_their_gravity(car):
+    """v' falls from the left slope to the right one by gravity (cos 3x - cos 3y): hidden, yet found from 60 steps each."""
+    agent = torch.arange(30)
+    state = torch.zeros((2, 30, 2), dtype=torch.float64)
+
+    def velocity(position):
+        state[..., 0] = position
+        return car[0].predict(car[0].context(view(agent)), state, torch.ones((30, 1), dtype=torch.int64)).mean(0)[:, 1]
+    found = (velocity(-0.58) - velocity(-0.42)) / (math.cos(-1.26) - math.cos(-1.74))
+    true = agents(CAR, 30, seed=0)[:, 0]
+    assert np.corrcoef(found, true)[0, 1] > 0.9
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("personal", [True, False])
+@pytest.mark.parametrize("actions", [DISCRETE, BOX], ids=["discrete", "box"])
+def test_a_saved_model_comes_back(tmp_path, actions, personal):
+    model, steps = fit(actions=actions, personal=personal), data(actions)
+    model.save(tmp_path / "model.safetensors")
+    back = PerSim.load(tmp_path / "model.safetensors", personal=personal)
+    assert same(model, back)
+    assert torch.equal(predict(back, steps), predict(model, steps))
+    assert back.members == 2
+
+
+def test_what_is_no_simulator_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(ValueError, match="model.safetensors"):
+        PerSim.load(path)
+    fit().save(path)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="model.safetensors"):
+        PerSim.load(path)
+    for modes in ([Categorical(4), Categorical(3)], [Categorical(4), Categorical(3), Neural(2, hidden=(3,))]):
+        X = [np.zeros((5, 2)) if isinstance(mode, Neural) else np.zeros(5, dtype=int) for mode in modes]
+        FunctionalCP(modes, rank=2, outputs=2, solver=AdamConfig(epochs=1)).fit(X, np.ones((5, 2))).save(path)
+        with pytest.raises(ValueError, match="expected a PerSim file with modes agent, state and action"):
+            PerSim.load(path)
+
+
+# ---- refusals
+
+
+def test_an_agent_without_data_is_refused():
+    with pytest.raises(ValueError, match=r"expected data of each of 6 agents, got none of 2 \(first: 4\); drop them and "
+                                         r"number the others 0\.\.3"):
+        fit(people=6)
+
+
+@pytest.mark.parametrize("name", ["state", "next_state"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_state_that_is_no_number_is_refused(name, bad):
+    steps = data()
+    broken = getattr(steps, name).clone()
+    broken[17, 1] = bad
+    with pytest.raises(ValueError, match=r"NaN or Inf, the first at \(17, 1\)"):
+        fit(replace(steps, **{name: broken}))
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    ({"agent": torch.arange(119) % 4}, "state: axis B is 120, earlier inputs say B=119"),
+    ({"next_state": torch.zeros(120, 3)}, "next_state: axis D is 3, earlier inputs say D=2"),
+    ({"action": torch.zeros(120, dtype=torch.int64)}, r"action: expected axes \(B A\)"),
+    ({"agent": torch.arange(120) % 5}, r"agent: expected integers 0\.\.3, got values 0\.\.4"),
+    ({"agent": torch.arange(120) % 4 - 1}, r"agent: expected integers 0\.\.3, got values -1\.\.2"),
+    ({"action": torch.full((120, 1), 3)}, r"expected integers 0\.\.2, got values 3\.\.3"),
+])
+def test_steps_that_do_not_fit_are_refused(change, text):
+    with pytest.raises(ValueError, match=text):
+        fit(replace(data(), **change))
+
+
+def test_actions_of_another_width_are_refused():
+    with pytest.raises(ValueError, match="expected 2 columns"):
+        fit(replace(data(BOX), action=torch.zeros(120, 3)), actions=BOX)
