@@ -101,7 +101,7 @@ class DynamicsModel(Protocol):
         """(M, B, E), (M, B, D), (B, C, H, A) -> the H next states of each of C plans per row, (M, B, C, H, D).
 
         ``unroll.rollout`` unless the model has something faster. A row's plans share its context and start, so a
-        model can fold what it knows of the agent once.
+        model can fold what it knows of the agent once. The dtype may be the model's own.
         """
 
 

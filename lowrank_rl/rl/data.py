@@ -87,7 +87,7 @@ def collect(environment: Environment, covariates: Tensor, agent: Tensor, policy:
         progress: called with (steps done, step limit) now and then.
 
     Raises:
-        ValueError: shapes that disagree, or an action outside the bounds.
+        ValueError: shapes that disagree, an action outside the bounds, or a simulation that diverged (NaN).
     """
     sizes = check.shapes(covariates=(covariates, "B E"), agent=(agent, "B"))
     B, limit = sizes["B"], environment.max_steps if max_steps is None else max_steps
@@ -116,6 +116,7 @@ def collect(environment: Environment, covariates: Tensor, agent: Tensor, policy:
         if len(rows) == 0:
             break
     states, actions = torch.stack(states, dim=1), torch.stack(actions, dim=1)
+    check.finite(f"{environment.name}: simulated states (episode, step, dimension)", states)
     live = torch.arange(actions.shape[1])[None] < length[:, None]
     state, next_state, action = states[:, :-1][live], states[:, 1:][live], actions[live]
     return Episodes(environment.name, what, seed, covariates.numpy(), agent.numpy(),
@@ -189,7 +190,7 @@ def load(path: str | Path) -> Episodes:
 def card(episodes: Episodes, environment: Environment) -> str:
     """What is in a data set, in plain lines: agents, steps, lengths, rewards, ranges (compare the paper's Table 5)."""
     lengths, returns = episodes.lengths, episodes.returns
-    tests = ", ".join(f"{x:.4g}" for x in returns[:len(environment.test_agents)])
+    tests = ", ".join(f"{x:.4g}" for x in returns[episodes.agent < len(environment.test_agents)])
     lines = [
         f"data set      {episodes.environment} / {episodes.policy}, seed {episodes.seed}",
         f"agents        {len(set(episodes.agent.tolist()))}, episodes {len(episodes)}, transitions {len(episodes.state)}",

@@ -30,8 +30,8 @@ class ShootingConfig:
     stay: tuple[float, ...] = (0.0,)     # chances to repeat the last action, one drawn per candidate
 
     def __post_init__(self) -> None:
-        check.at_least("horizon", self.horizon, 1)
-        check.at_least("candidates", self.candidates, 1)
+        check.count("horizon", self.horizon)
+        check.count("candidates", self.candidates)
         if not self.stay or not all(0 <= p < 1 for p in self.stay):
             raise ValueError(f"stay: expected probabilities in [0, 1), got {self.stay}")
 
@@ -46,8 +46,8 @@ class CEMConfig:
     spread: tuple[float, float] = (0.3, 0.6)   # the initial deviation is uniform in this range, one draw per decision
 
     def __post_init__(self) -> None:
-        check.at_least("horizon", self.horizon, 1)
-        check.at_least("rounds", self.rounds, 1)
+        check.count("horizon", self.horizon)
+        check.count("rounds", self.rounds)
         if not 2 <= self.elites <= self.candidates:
             raise ValueError(f"elites: expected 2..{self.candidates} (candidates), got {self.elites}")
         if not 0 <= self.smoothing < 1:

@@ -219,7 +219,7 @@ def test_same_generators_same_plans(search):
 
 
 @pytest.mark.parametrize(("config", "wrong", "text"), [
-    (ShootingConfig, {"horizon": 0}, "horizon: expected a number >= 1, got 0"),
+    (ShootingConfig, {"horizon": 0}, "horizon: expected a whole number >= 1, got 0"),
     (ShootingConfig, {"candidates": 0}, "candidates: expected"),
     (ShootingConfig, {"stay": ()}, r"stay: expected probabilities in \[0, 1\), got \(\)"),
     (ShootingConfig, {"stay": (0.5, 1.0)}, "stay: expected"),

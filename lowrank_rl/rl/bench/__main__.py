@@ -29,7 +29,7 @@ class Options:
     env: str
     """mountaincar, cartpole or halfcheetah"""
     budget: str = "quick"
-    """quick (minutes), small (hours), or paper (as published)"""
+    """tiny (seconds: does it run?), quick (minutes), small (hours), or paper (as published)"""
     settings: str = "best"
     """best (ours), or paper (as published)"""
     methods: tuple[str, ...] = tuple(cases.METHODS)
@@ -97,11 +97,12 @@ def _run(options: Options) -> int:
     environment = cases.ENVIRONMENTS[options.env]
     out = options.out or Path("runs") / options.env
     if options.list:
-        _print_list(cells, Store(out).load(), options.device)
+        _print_list(cells, Store(out).load(), options.device, options.jobs or _default_jobs(options.device))
         return 0
     with locked(out):
         store = Store(out)
         records = store.load()
+        run.check_files(out, cells)
         todo = [cell for cell in cells if cell not in records or records[cell].status != "done"]
         tasks = _tasks(out, todo, options.device)
         print(f"{options.env}: {len(cells)} cells, {len(cells) - len(todo)} of them done before; results go to {out}")
@@ -186,7 +187,7 @@ def _report(out: Path, environment: Any, cells: list[Cell], records: dict[Cell, 
     print("\n".join(["", f"report    {path}", *(f"picture   {picture}" for picture in pictures)]))
 
 
-def _print_list(cells: list[Cell], records: dict[Cell, Record], device: str) -> None:
+def _print_list(cells: list[Cell], records: dict[Cell, Record], device: str, jobs: int) -> None:
     """Every cell, whether it is done, and what it would cost."""
     total, costs = 0.0, {}
     trained = set()
@@ -201,7 +202,6 @@ def _print_list(cells: list[Cell], records: dict[Cell, Record], device: str) -> 
             cost += training
         total += cost
         print(f"{state:6}  {cell}  {f'{cost / 3600:.2f} h' if cost >= 360 else f'{cost:.0f} s' if cost else ''}")
-    jobs = _default_jobs(device)
     print(f"{len(cells)} cells; about {total / 3600:.2f} hours of one worker, {total / 3600 / jobs:.2f} with {jobs}, "
           "from a probe of this machine (data collection and pictures not counted)")
 

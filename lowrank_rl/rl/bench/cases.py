@@ -50,9 +50,11 @@ LEARNING = {
                                         adam=AdamConfig(epochs=300, batch=64, schedule="halve")),
     ("paper", "halfcheetah"): PerSimConfig(rank=15, init="linear", normalize=True, state_hidden=(256,) * 4,
                                            adam=AdamConfig(epochs=300, batch=512, schedule="halve")),
-    ("best", "mountaincar"): PerSimConfig(rank=3, adam=AdamConfig(epochs=100, batch=512)),
-    ("best", "cartpole"): PerSimConfig(rank=5, adam=AdamConfig(epochs=300, batch=64)),
-    ("best", "halfcheetah"): PerSimConfig(rank=15, state_hidden=(256,) * 4, adam=AdamConfig(epochs=60, batch=512)),
+    # start and rate by held-out transitions: results/learning_settings.csv
+    ("best", "mountaincar"): PerSimConfig(rank=3, init="linear", adam=AdamConfig(epochs=60, batch=512, learning_rate=1e-2)),
+    ("best", "cartpole"): PerSimConfig(rank=5, init="linear", adam=AdamConfig(epochs=300, batch=64, learning_rate=1e-2)),
+    ("best", "halfcheetah"): PerSimConfig(rank=15, init="linear", state_hidden=(256,) * 4, precision="bfloat16",
+                                          adam=AdamConfig(epochs=60, batch=512, learning_rate=3e-3)),
 }
 
 
@@ -86,9 +88,12 @@ class Budget:
 
 
 BUDGETS = {
-    ("quick", "mountaincar"): Budget(500, 5, 0.2, 1, 50, 3, None),
+    ("tiny", "mountaincar"): Budget(8, 2, 0.02, 1, 2, 2, 12),
+    ("tiny", "cartpole"): Budget(8, 2, 0.02, 1, 4, 2, 12),
+    ("tiny", "halfcheetah"): Budget(8, 2, 0.02, 1, 1, 1, 2),
+    ("quick", "mountaincar"): Budget(500, 5, 0.25, 1, 50, 3, None),
     ("quick", "cartpole"): Budget(500, 5, 0.3, 1, 50, 3, None),
-    ("quick", "halfcheetah"): Budget(200, 2, 0.1, 1, 20, 1, 50),
+    ("quick", "halfcheetah"): Budget(200, 2, 0.2, 1, 20, 1, 30),
     ("small", "mountaincar"): Budget(500, 5, 1.0, 3, 200, 20, None),
     ("small", "cartpole"): Budget(500, 5, 1.0, 3, 200, 20, None),
     ("small", "halfcheetah"): Budget(500, 5, 0.5, 1, 200, 1, 250),
@@ -96,7 +101,7 @@ BUDGETS = {
     ("paper", "cartpole"): Budget(500, 5, 1.0, 5, 200, 20, None),
     ("paper", "halfcheetah"): Budget(500, 5, 1.0, 5, 200, 20, None),
 }
-BUDGET_NAMES = ("quick", "small", "paper")
+BUDGET_NAMES = ("tiny", "quick", "small", "paper")
 
 
 def learning(settings: str, environment: str, budget: Budget) -> PerSimConfig:

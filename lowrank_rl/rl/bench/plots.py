@@ -28,11 +28,13 @@ def draw_all(out: Path, environment: Environment, cells: Iterable[Cell], records
     for dataset in dict.fromkeys(cell.dataset for cell in done if cell.dataset != "none"):
         of_data = [cell for cell in first if cell.dataset == dataset]
         simulated = [cell for cell in of_data if records[cell].rmse is not None]
+        traced = [cell for cell in simulated if run.trace_path(out, cell).exists()]
+        if traced:
+            paths.append(trajectories(out, environment, traced))
         if simulated:
-            paths.append(trajectories(out, environment, simulated))
             paths.append(error_over_horizon(out, environment, [c for c in done if c.dataset == dataset], records))
         latent = next((cell for cell in simulated if cell.method == "persim"), None)
-        if latent:
+        if latent and run.model_path(out, latent).exists() and run.data_path(out, latent).exists():
             paths.append(latent_rows(out, environment, latent))
         paths.append(returns(out, environment, [c for c in done if c.dataset in (dataset, "none")], records))
     return paths

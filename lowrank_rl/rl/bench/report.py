@@ -116,8 +116,9 @@ def _published(entry: tuple[float, float | None, str] | None, notes: set[str]) -
 
 
 def _number(mean: float, spread: float | None) -> str:
-    text = f"{mean:.4g}" if abs(mean) >= 1 else f"{mean:.3f}" if abs(mean) >= 0.0995 else f"{mean:.2g}"
-    return text if spread is None else f"{text} ± {spread:.2g}"
+    size = abs(mean)
+    text = f"{mean:{'.0f' if size >= 1000 else '.4g' if size >= 1 else '.3f' if size >= 0.0995 else '.2g'}}"
+    return text if spread is None else f"{text} ± {spread:{'.0f' if spread >= 99.5 else '.2g'}}"
 
 
 def _who(environment: Environment, agent: int) -> str:

@@ -5,7 +5,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,6 +40,19 @@ def model_path(out: Path, cell: Cell) -> Path:
 def trace_path(out: Path, cell: Cell) -> Path:
     return out / "traces" / f"{cell.environment}-{cell.dataset}-{cell.method}-{cell.settings}-{cell.budget}" \
                             f"-agent{cell.agent}-seed{cell.seed}.npz"
+
+
+def check_files(out: Path, cells: Iterable[Cell]) -> None:
+    """Refuse what an earlier run or a hand left in pieces, before anything runs.
+
+    Raises:
+        ValueError: a corrupt or foreign data set or model.
+    """
+    learned = [cell for cell in cells if cases.METHODS[cell.method].learns]
+    for place, load in ((data_path, data.load), (model_path, PerSim.load)):
+        for path in sorted({place(out, cell) for cell in learned}):
+            if path.exists():
+                load(path)
 
 
 def make_data(out: Path, cell: Cell, say: Say) -> None:
@@ -90,7 +103,7 @@ def run_cell(out: Path, cell: Cell, device: str, say: Say) -> Record:
     config: dict = {"budget": asdict(budget)}
     results: dict = {}
     if method.learns:
-        model = PerSim.load(model_path(out, cell), personal=method.personal)
+        model = PerSim.load(model_path(out, cell))
         model.module.to(device)
         config["learning"] = asdict(cases.learning(cell.settings, cell.environment, budget))
         say("prediction error", 0.0)

@@ -63,9 +63,12 @@ class Store:
             ValueError: a line is corrupt or of another schema.
         """
         records: dict[Cell, Record] = {}
-        if not self.path.exists():
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+        except FileNotFoundError:
             return records
-        lines = self.path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise ValueError(f"{self.path}: expected a file of records, got '{error.strerror}'; use another --out") from error
         for number, line in enumerate(lines[:-1], start=1):     # the piece behind the last newline is not whole
             record = self._parse(number, line)
             records[record.cell] = record
@@ -79,12 +82,13 @@ class Store:
         """
         line = json.dumps(asdict(record)).encode() + b"\n"
         try:
-            with open(self.path, "ab+") as file:
+            with open(self.path, "ab+", buffering=0) as file:     # a buffer would try again after the truncation
                 size = _whole(file)
+                file.truncate(size)
+                rest = memoryview(line)
                 try:
-                    file.truncate(size)
-                    file.write(line)
-                    file.flush()
+                    while rest:
+                        rest = rest[file.write(rest):]
                     os.fsync(file.fileno())
                 except OSError:
                     file.truncate(size)
@@ -96,15 +100,19 @@ class Store:
     def _parse(self, number: int, line: bytes) -> Record:
         try:
             values = json.loads(line)
-            schema = values["schema"]
+            schema, cell = values["schema"], values.get("cell")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path}, line {number}: expected a record, got a corrupt line; "
                              "remove that line or use another --out") from error
-        names = {f.name for f in fields(Record)}
-        if schema != SCHEMA or set(values) != names:
+        odd = set(values) ^ {f.name for f in fields(Record)}
+        if not isinstance(cell, dict) or not all(isinstance(value, str | int) for value in cell.values()):
+            odd |= {"cell"}
+        else:
+            odd |= set(cell) ^ {f.name for f in fields(Cell)}
+        if schema != SCHEMA or odd:
             raise ValueError(f"{self.path}, line {number}: expected a record of schema {SCHEMA}, got schema {schema!r} with "
-                             f"fields {sorted(set(values) ^ names)} odd; use another --out")
-        return Record(**{**values, "cell": Cell(**values["cell"])})
+                             f"fields {sorted(odd)} odd; use another --out")
+        return Record(**{**values, "cell": Cell(**cell)})
 
 
 @contextmanager

@@ -35,11 +35,12 @@ class PerSimConfig:
 
 
 class PerSim:
-    """A DynamicsModel whose context is the agent's latent row; ``personal=False`` gives every agent the same row."""
+    """A DynamicsModel whose context is the agent's latent row; one trained without agents has one row for everybody."""
 
-    def __init__(self, cp: FunctionalCP, *, personal: bool = True) -> None:
-        self.cp, self.module, self.personal = cp, cp.module_, personal
+    def __init__(self, cp: FunctionalCP) -> None:
+        self.cp, self.module = cp, cp.module_
         self.members = cp.members
+        self.personal = cp.modes[AGENT].size > 1
 
     @property
     def rows(self) -> Tensor:
@@ -59,19 +60,21 @@ class PerSim:
     @torch.no_grad()
     def predict(self, context: Tensor, state: Tensor, action: Tensor,
                 generator: torch.Generator | None = None) -> Tensor:
-        module = self.module
+        module, home = self.module, state.device
+        state, action = state.to(module.center.device), action.to(module.center.device)
         mixed = context * module.factor(ACTION, action[:, 0] if self._discrete else action)   # (M, B, R)
         basis = module.factor(STATE, state)                                                   # (M, B, D, R)
         delta = module.center + module.scale * (basis @ mixed.unsqueeze(-1)).squeeze(-1)
-        return state + delta.to(state.dtype)
+        return (state + delta.to(state.dtype)).to(home)
 
     @torch.no_grad()
     def rollout(self, context: Tensor, state: Tensor, actions: Tensor,
                 generator: torch.Generator | None = None) -> Tensor:
         small = len(self.module.modes[STATE].layers) == 2 and state.shape[-1] <= WIDEST
-        if self._discrete and state.device.type == "cpu" and small:
+        if self._discrete and self.module.center.device.type == "cpu" and small:
             return rollout_discrete(*self._folded(context), state, actions[..., 0])
-        return rollout(self, context, state, actions)
+        here = self.module.center.device
+        return rollout(self, context, state.to(here), actions.to(here)).to(state.device)
 
     @property
     def _discrete(self) -> bool:
@@ -96,14 +99,14 @@ class PerSim:
         self.cp.save(path)
 
     @classmethod
-    def load(cls, path: str | Path, *, personal: bool = True) -> Self:
+    def load(cls, path: str | Path) -> Self:
         """Raises ValueError for a missing, corrupt or foreign file."""
         cp = FunctionalCP.load(path)
         kinds = [type(mode) for mode in cp.modes]
         if len(kinds) != 3 or kinds[:2] != [Categorical, Neural] or cp.outputs != cp.modes[STATE].inputs:
             raise ValueError(f"{path}: expected a PerSim file with modes agent, state and action, got a FunctionalCP with "
                              f"modes {[kind.__name__ for kind in kinds]} and {cp.outputs} outputs")
-        return cls(cp, personal=personal)
+        return cls(cp)
 
 
 def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: PerSimConfig, *, seed: int,
@@ -119,6 +122,8 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
     check.shapes(agent=(data.agent, "B"), state=(data.state, "B D"), action=(data.action, "B A"),
                  next_state=(data.next_state, "B D"))
     check.within("agent", data.agent, agents)
+    if data.action.shape[1] != actions.size:
+        raise ValueError(f"action: expected {actions.size} columns, got {data.action.shape[1]}")
     missing = (torch.bincount(data.agent, minlength=agents) == 0).nonzero()[:, 0].tolist()
     if missing:
         raise ValueError(f"agents: expected data of each of {agents} agents, got none of {len(missing)} "
@@ -133,4 +138,4 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
     action = data.action[:, 0] if isinstance(actions, Discrete) else data.action
     agent = data.agent if personal else torch.zeros_like(data.agent)
     cp.fit((agent, data.state, action), data.next_state - data.state, progress=progress, checkpoint=checkpoint)
-    return PerSim(cp, personal=personal)
+    return PerSim(cp)

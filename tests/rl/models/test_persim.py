@@ -181,7 +181,7 @@ def test_the_simulators_know_their_gravity(car):
 def test_a_saved_model_comes_back(tmp_path, actions, personal):
     model, steps = fit(actions=actions, personal=personal), data(actions)
     model.save(tmp_path / "model.safetensors")
-    back = PerSim.load(tmp_path / "model.safetensors", personal=personal)
+    back = PerSim.load(tmp_path / "model.safetensors")
     assert same(model, back)
     assert torch.equal(predict(back, steps), predict(model, steps))
     assert back.members == 2

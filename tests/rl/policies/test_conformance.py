@@ -118,7 +118,8 @@ def test_reset_forgets(case):
         policy.reset(AGENT)
         generators = streams(6)
         return [policy.act(view(case), generators=generators) for _ in range(3)]
-    first = act()
+    first, again = act(), act()
+    assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
     policy.reset(AGENT[:2])
     policy.act(view(case, range(2), seed=1), generators=streams(2, seed=1))
     assert all(torch.equal(x, y) for x, y in zip(first, act(), strict=True))
