@@ -189,6 +189,7 @@ def _report(out: Path, environment: Any, cells: list[Cell], records: dict[Cell, 
 
 def _print_list(cells: list[Cell], records: dict[Cell, Record], device: str, jobs: int) -> None:
     """Every cell, whether it is done, and what it would cost."""
+    torch.set_num_threads(1)     # as in the workers
     total, costs = 0.0, {}
     trained = set()
     for cell in cells:

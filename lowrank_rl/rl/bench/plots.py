@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 from lowrank_rl.rl import data
 from lowrank_rl.rl.bench import report, run
@@ -42,7 +43,6 @@ def draw_all(out: Path, environment: Environment, cells: Iterable[Cell], records
 
 def trajectories(out: Path, environment: Environment, cells: list[Cell]) -> Path:
     """True and predicted states of one test episode per agent: mean over members, and a band from lowest to highest."""
-    methods = list(dict.fromkeys(cell.method for cell in cells))
     dims = SHOWN.get(environment.name, range(len(environment.state_names)))
     agents = sorted({cell.agent for cell in cells})
     figure, axes = plt.subplots(len(dims), len(agents), figsize=(2.7 * len(agents) + 0.6, 1.9 * len(dims) + 1.0),
@@ -53,7 +53,7 @@ def trajectories(out: Path, environment: Environment, cells: list[Cell]) -> Path
         for row, d in enumerate(dims):
             axis = axes[row, agents.index(cell.agent)]
             steps, live = np.arange(1, len(true) + 1), np.isfinite(true[:, d])
-            if cell.method == methods[0]:
+            if cell == next(c for c in cells if c.agent == cell.agent):
                 axis.plot(steps, true[:, d], color="black", linewidth=2.2, label="true")
                 span = np.nanmax(true[:, d]) - np.nanmin(true[:, d]) + 1e-9
                 axis.set_ylim(np.nanmin(true[:, d]) - 0.6 * span, np.nanmax(true[:, d]) + 0.6 * span)
@@ -99,8 +99,10 @@ def latent_rows(out: Path, environment: Environment, cell: Cell) -> Path:
     rows = PerSim.load(run.model_path(out, cell)).rows[0].double().numpy()
     covariates = data.load(run.data_path(out, cell)).covariates
     rows = (rows - rows.mean(0)) / rows.std(0)
-    flat = {"PCA": PCA(2, random_state=0).fit_transform(rows) if rows.shape[1] > 1 else np.c_[rows, rows],
-            "t-SNE": TSNE(2, random_state=0, perplexity=min(30.0, (len(rows) - 1) / 3)).fit_transform(rows)}
+    rows = np.c_[rows, rows] if rows.shape[1] == 1 else rows     # a line, where the rank is 1
+    with threadpool_limits(1):     # t-SNE's threads wait for each other: ten times slower where the cores are busy
+        flat = {"PCA": PCA(2, random_state=0).fit_transform(rows),
+                "t-SNE": TSNE(2, random_state=0, perplexity=min(30.0, (len(rows) - 1) / 3)).fit_transform(rows)}
     names = environment.covariate_names
     figure, axes = plt.subplots(len(names), 2, figsize=(8.4, 3.6 * len(names)), squeeze=False, layout="constrained")
     for i, name in enumerate(names):

@@ -1,0 +1,308 @@
+"""The command from end to end with the budget "tiny": every room on real input, in seconds."""
+
+import contextlib
+import errno
+import io
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from lowrank_rl.rl.bench import __main__ as bench
+from lowrank_rl.rl.bench import cases
+from lowrank_rl.rl.bench.store import Cell, Store, locked
+
+ROOT = Path(__file__).parents[3]
+PICTURES = ("trajectories", "error", "latent", "returns")
+ALL = [Cell(name, "random" if cases.METHODS[method].learns else "none", method, agent, 0, "best", "tiny")
+       for name, method, agent in product(("mountaincar", "cartpole"), cases.METHODS, range(1, 6))]
+
+pytestmark = pytest.mark.slow
+
+
+def command(environment, out, *more):
+    return ["--env", environment, "--budget", "tiny", "--jobs", "1", "--out", str(out), *more]
+
+
+def files(out):
+    return {path.relative_to(out): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def comparable(record):
+    """A record without what a clock says, and without the commit, which a developer may change between two runs."""
+    values = asdict(record)
+    del values["seconds"], values["commit"]
+    values["training"].pop("seconds", None)
+    return values
+
+
+def printed_report(said):
+    return said[said.index("data set  "):said.index("\nreport ")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder, exit code, stdout, stderr) of one uninterrupted run per environment."""
+    runs = {}
+
+    def get(environment):
+        if environment not in runs:
+            out, said, complained = tmp_path_factory.mktemp(environment) / "out", io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
+                code = bench.main(command(environment, out))
+            runs[environment] = out, code, said.getvalue(), complained.getvalue()
+        return runs[environment]
+    return get
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """For the tests that look at something else."""
+    monkeypatch.setattr(pytest.importorskip("lowrank_rl.rl.bench.plots"), "draw_all", lambda *what: [])
+
+
+@pytest.mark.parametrize("environment", ["mountaincar", "cartpole"])
+def test_all_rooms_in_one_command(environment, finished):
+    out, code, said, complained = finished(environment)
+    assert (code, complained) == (0, "")
+    records = Store(out).load()
+    assert list(records) == [cell for cell in ALL if cell.environment == environment]
+    for cell, record in records.items():
+        assert record.status == "done", record.message
+        assert len(record.returns) == len(record.lengths) == 2
+        learns = cases.METHODS[cell.method].learns
+        assert (record.rmse is not None) == (record.r2 is not None) == learns
+        assert len(record.error_by_step) == (51 if learns else 0)
+        assert ("planning" in record.config) == cases.METHODS[cell.method].plans
+        assert record.seconds > 0
+        assert record.versions["torch"]
+    assert "[23/23]" in said                                                    # data, two trainings, 20 cells; lines, no bars
+    assert "\x1b" not in said
+    report = (out / "report-tiny-best.md").read_text()
+    assert printed_report(said).split("### ")[1] in report                      # the table of the screen
+    assert f"Our returns here are of the first 12 of {cases.ENVIRONMENTS[environment].max_steps} steps" in report
+    assert "missing" not in report
+    assert "FAILED" not in report
+    left = {str(path) for path in files(out)}
+    assert not [path for path in left if "partial" in path or "checkpoint" in path or "MUJOCO" in path]
+    assert {path.split("/")[0] for path in left if "/" in path} == {"data", "models", "traces"}
+
+
+@pytest.mark.parametrize("environment", ["mountaincar", "cartpole"])
+def test_four_pictures_are_drawn_and_shown_in_the_report(environment, finished):
+    image = pytest.importorskip("matplotlib.image")
+    out, _, said, _ = finished(environment)
+    report = (out / "report-tiny-best.md").read_text()
+    assert len(list(out.glob("*.png"))) == len(PICTURES)
+    for name in PICTURES:
+        path = out / f"{environment}-random-tiny-best-{name}.png"
+        assert f"]({path.name})" in report
+        assert str(path) in said
+        pixels = image.imread(path)
+        assert min(pixels.shape[:2]) > 200
+        assert len({tuple(p) for p in pixels[::3, ::3].reshape(-1, pixels.shape[2])}) > 20     # more than axes
+
+
+def test_the_same_command_again_runs_nothing_and_says_the_same(finished, no_pictures, monkeypatch, capsys):
+    out, _, said, _ = finished("mountaincar")
+    before = files(out)
+    monkeypatch.setattr(bench, "run_tasks", lambda *what: pytest.fail("something ran"))
+    assert bench.main(command("mountaincar", out)) == 0
+    again = capsys.readouterr().out
+    assert "20 cells, 20 of them done before" in again
+    assert printed_report(again) == printed_report(said)
+    after = files(out)
+    assert {k: v for k, v in after.items() if k.suffix != ".md"} == {k: v for k, v in before.items() if k.suffix != ".md"}
+
+
+def test_killed_in_the_middle_the_same_command_goes_on(finished, no_pictures, tmp_path, capsys):
+    """What is kept, is kept byte for byte; what comes is what an uninterrupted run gives."""
+    out = tmp_path / "out"
+    store = Store(out)
+    words = [sys.executable, "-m", "lowrank_rl.rl.bench", *command("cartpole", out)]
+    with subprocess.Popen(words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL) as first:
+        limit = time.monotonic() + 60
+        while not store.path.exists() or store.path.read_bytes().count(b"\n") < 4:
+            assert first.poll() is None
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        first.kill()
+        assert first.wait() == -9
+    kept = store.path.read_bytes()
+    count = kept.count(b"\n")
+    assert 4 <= count < 20
+    store.path.write_bytes(kept + b'{"cell": {"environment": "cartp')     # and the worst moment for a kill
+    models = {path: content for path, content in files(out).items() if path.parts[0] in ("data", "models")}
+    assert bench.main(command("cartpole", out)) == 0
+    assert f"20 cells, {count} of them done before" in capsys.readouterr().out
+    assert store.path.read_bytes().startswith(kept)
+    assert store.path.read_bytes().count(b"\n") == 20
+    assert {path: files(out)[path] for path in models} == models
+    whole = Store(finished("cartpole")[0]).load()
+    assert [comparable(r) for r in store.load().values()] == [comparable(r) for r in whole.values()]
+
+
+def test_one_agent_alone_and_a_failure_and_its_repair(finished, no_pictures, tmp_path, capsys):
+    """A file where traces belong fails the learners; without it the same command mends them. Agent 1 is as in the full run."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "traces").write_text("in the way")
+    words = command("mountaincar", out, "--agents", "1")
+    assert bench.main(words) == 1
+    said = capsys.readouterr().out
+    state = {cell.method: record.status for cell, record in Store(out).load().items()}
+    assert state == {"persim": "failed", "pooled": "failed", "true-env-mpc": "done", "uniform": "done"}
+    assert "FAILED mountaincar/random/persim/agent 1/seed 0: FileExistsError" in said
+    assert "| FAILED" in (out / "report-tiny-best.md").read_text()
+    (out / "traces").unlink()
+    assert bench.main(words) == 0
+    assert "4 cells, 2 of them done before" in capsys.readouterr().out
+    whole = Store(finished("mountaincar")[0]).load()
+    mine = Store(out).load()
+    assert {cell.agent for cell in mine} == {1}
+    assert len(mine) == 4
+    for cell, record in mine.items():
+        assert comparable(record) == comparable(whole[cell])
+
+
+def refused(capsys, words):
+    """The one sentence on stderr of a command that ends with 2."""
+    assert bench.main(words) == 2
+    caught = capsys.readouterr()
+    assert caught.err.count("\n") == 1
+    assert caught.err.startswith("error: ")
+    return caught.err
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    (["--env", "lunarlander"], "unknown environment 'lunarlander'; known: mountaincar, cartpole, halfcheetah"),
+    (["--methods", "persim", "magic"], "unknown method 'magic'; known: persim, pooled, true-env-mpc, uniform"),
+    (["--datasets", "expert"], "unknown data set 'expert'; known: random"),
+    (["--agents", "1", "6"], "unknown agent 6; known: 1, 2, 3, 4, 5"),
+    (["--agents", "0"], "unknown agent 0; known: 1, 2, 3, 4, 5"),
+    (["--budget", "huge"], "unknown budget 'huge'; known: tiny, quick, small, paper"),
+    (["--settings", "worst"], "unknown settings 'worst'; known: best, paper"),
+    (["--seeds", "0"], "--seeds: expected a number >= 1, got 0"),
+    (["--seeds", "-3"], "--seeds: expected a number >= 1, got -3"),
+    (["--jobs", "0"], "--jobs: expected a number >= 1, got 0"),
+    (["--device", "tpu9"], "device 'tpu9': expected one that torch can use here"),
+])
+def test_bad_input_is_one_sentence_and_leaves_nothing_behind(words, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert sentence in refused(capsys, ["--env", "cartpole", *words] if words[0] != "--env" else words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["--env", "cartpole", "--seeds", "many"], ["--env", "cartpole", "--agents", "one"], [],
+                                   ["--env", "cartpole", "--nonsense", "1"]])
+def test_what_is_no_command_ends_with_2(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="^2$"):
+        bench.main(words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_shell_sees_the_exit_code(tmp_path):
+    told = subprocess.run([sys.executable, "-m", "lowrank_rl.rl.bench", "--env", "nowhere"], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert told.returncode == 2
+    assert told.stderr == "error: unknown environment 'nowhere'; known: mountaincar, cartpole, halfcheetah\n"
+    assert told.stdout == ""
+
+
+def test_output_in_the_place_of_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert "expected one that can be written" in refused(capsys, command("cartpole", out))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_second_run_in_the_same_folder(tmp_path, capsys):
+    with locked(tmp_path):
+        assert "expected no other run in it, got one at work" in refused(capsys, command("cartpole", tmp_path))
+
+
+@pytest.mark.parametrize(("pattern", "sentence"), [
+    ("data/*.npz", "expected a data set, got a corrupt or truncated file"),
+    ("models/*persim*.safetensors", "persim-seed0"),
+    ("models/*pooled*.safetensors", "pooled-seed0"),
+    ("records.jsonl", ": expected a record, got a corrupt line; remove that line or use another --out"),
+])
+@pytest.mark.parametrize("how", ["cut", "rubbish"])
+def test_a_file_in_pieces_is_refused_and_kept(pattern, sentence, how, finished, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(finished("mountaincar")[0], out)
+    path = next(out.glob(pattern))
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[:len(content) // 3] + (b"\n" if path.suffix == ".jsonl" else b""),
+                      "rubbish": b"rubbish\n" + content[10:]}[how])
+    before = files(out)
+    assert sentence in refused(capsys, command("mountaincar", out))
+    assert files(out) == before
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupt(*what):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(bench, "run_tasks", interrupt)
+    assert bench.main(command("cartpole", tmp_path)) == 130
+    assert capsys.readouterr().err == "interrupted; finished pieces are kept and the same command goes on\n"
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def one_cell(tasks, jobs, keeper):
+        keeper.started(tasks[0])
+        keeper.failed(tasks[0], "some reason")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(bench, "run_tasks", one_cell)
+    monkeypatch.setattr(os, "fsync", full)
+    words = command("cartpole", tmp_path, "--methods", "uniform")
+    assert "got 'No space left on device'; earlier records" in refused(capsys, words)
+
+
+def test_the_list_runs_nothing(finished, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert bench.main(command("cartpole", out, "--list", "--methods", "persim", "uniform", "--agents", "2", "4")) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in said[:-1]] == [["to", "do"]] * 4
+    for line, where in zip(said, ("random/persim/agent 2", "random/persim/agent 4", "none/uniform/agent 2",
+                                  "none/uniform/agent 4"), strict=False):
+        assert f"cartpole/{where}/seed 0" in line
+    assert "4 cells; about 0.0" in said[-1]
+    assert "hours of one worker" in said[-1]
+    assert not out.exists()
+
+
+def test_the_list_knows_what_is_done_and_writes_nothing(finished, capsys):
+    out = finished("cartpole")[0]
+    before = files(out)
+    assert bench.main(command("cartpole", out, "--list")) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said[:-1]] == ["done"] * 20
+    assert "20 cells; about 0.00 hours" in said[-1]
+    assert files(out) == before
+
+
+def test_seeds_are_cells_of_their_own():
+    cells = bench._cells(bench.Options("cartpole", budget="tiny", seeds=3, methods=("persim", "uniform"), agents=(2,)))
+    assert [(c.method, c.seed, c.dataset) for c in cells] == [("persim", s, "random") for s in range(3)] + [
+        ("uniform", s, "none") for s in range(3)]
+
+
+def test_tasks_share_what_is_shared(tmp_path):
+    cells = bench._cells(bench.Options("cartpole", budget="tiny", seeds=2))
+    tasks = bench._tasks(tmp_path, cells, "cpu")
+    assert len(tasks) == 2 + 2 * 2 + 2 * 4 * 5       # data per seed, a training per seed and learner, the cells
+    by_name = {task.name: task for task in tasks}
+    assert len(by_name) == len(tasks)
+    assert by_name["cartpole/random/pooled/agent 3/seed 1"].needs == {"train cartpole/random/pooled/seed 1"}
+    assert by_name["train cartpole/random/pooled/seed 1"].needs == {"data cartpole-random-8-seed1"}
+    assert by_name["cartpole/none/uniform/agent 3/seed 1"].needs == frozenset()

@@ -1,0 +1,148 @@
+"""Pictures from real, tiny results: each is drawn, shows what it says, and a missing piece costs only its own picture."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lowrank_rl.rl.bench import cases, run
+from lowrank_rl.rl.bench.store import Cell, Record
+
+image = pytest.importorskip("matplotlib.image")
+plots = pytest.importorskip("lowrank_rl.rl.bench.plots")
+
+CAR = cases.ENVIRONMENTS["mountaincar"]
+CELLS = [Cell("mountaincar", "random" if cases.METHODS[method].learns else "none", method, agent, 0, "best", "tiny")
+         for method in ("persim", "pooled", "uniform") for agent in (1, 4)]
+STEM = "mountaincar-random-tiny-best"
+
+
+def quiet(words, share):
+    pass
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What the workers make, made here: (folder, records)."""
+    out = tmp_path_factory.mktemp("plots")
+    records = {}
+    for cell in CELLS:
+        if cell.dataset != "none":
+            run.make_data(out, cell, quiet)
+            run.train(out, cell, "cpu", quiet)
+        records[cell] = run.run_cell(out, cell, "cpu", quiet)
+    return out, records
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Figures by name, as they go to the disk."""
+    seen, save = {}, plots._save
+
+    def spy(figure, path):
+        seen[path.stem.rpartition("-")[2]] = figure
+        return save(figure, path)
+    monkeypatch.setattr(plots, "_save", spy)
+    return seen
+
+
+def names(paths):
+    return [path.name.removeprefix(STEM + "-") for path in paths]
+
+
+def test_all_four(results, figures):
+    out, records = results
+    paths = plots.draw_all(out, CAR, CELLS, records)
+    assert names(paths) == ["trajectories.png", "error.png", "latent.png", "returns.png"]
+    for path in paths:
+        assert path.read_bytes().startswith(b"\x89PNG")
+        pixels = image.imread(path)
+        assert min(pixels.shape[:2]) > 200
+        assert 0.01 < np.mean(pixels[..., :3].min(-1) < 0.9) < 0.9      # some ink, not all ink
+    assert not plots.plt.get_fignums()                                  # none left open
+
+
+def test_trajectories_show_the_truth_and_every_method(results, figures):
+    out, _ = results
+    plots.trajectories(out, CAR, CELLS[:4])
+    axes = np.array(figures["trajectories"].axes).reshape(len(CAR.state_names), 2)
+    assert [axis.get_ylabel() for axis in axes[:, 0]] == list(CAR.state_names)
+    assert [axis.get_title() for axis in axes[0]] == ["agent 1\ngravity 0.0001", "agent 4\ngravity 0.0025"]
+    for axis in axes.flat:
+        assert [line.get_label() for line in axis.lines] == ["true", "persim", "pooled"]
+    with np.load(run.trace_path(out, CELLS[1])) as trace:
+        true, predicted = trace["true"], trace["predicted"]
+    persim = axes[1, 1].lines[1].get_ydata()
+    np.testing.assert_array_equal(axes[1, 1].lines[0].get_ydata(), true[:, 1])
+    np.testing.assert_allclose(persim, predicted[:, :len(persim), 1].mean(0))
+
+
+def test_the_truth_is_there_for_an_agent_whose_first_method_failed(results, figures):
+    out, records = results
+    records = {**records, CELLS[1]: Record(CELLS[1], "failed", message="no")}
+    plots.draw_all(out, CAR, CELLS, records)
+    assert [line.get_label() for line in figures["trajectories"].axes[1].lines] == ["true", "pooled"]
+
+
+def test_error_curves_are_the_mean_over_seeds(results, figures):
+    out, records = results
+    again = replace(CELLS[0], seed=1)
+    doubled = [None if x is None else 3 * x for x in records[CELLS[0]].error_by_step]
+    records = {**records, again: replace(records[CELLS[0]], cell=again, error_by_step=doubled)}
+    plots.error_over_horizon(out, CAR, [*CELLS, again], records)
+    drawn = figures["error"].axes[0].lines[0].get_ydata()
+    expected = [np.nan if x is None else 2 * x for x in records[CELLS[0]].error_by_step]
+    np.testing.assert_allclose(drawn, expected)
+
+
+def test_returns_of_cut_episodes_stand_without_the_papers(results, figures):
+    out, records = results
+    plots.returns(out, CAR, CELLS, records)
+    axis = figures["returns"].axes[0]
+    assert axis.get_ylabel() == "return of the first 12 steps"
+    assert {text.get_text() for text in axis.get_legend().get_texts()} == {"persim", "pooled", "uniform"}
+    whole = {cell: replace(r, config={"budget": {**r.config["budget"], "return_steps": None}}) for cell, r in records.items()}
+    plots.returns(out, CAR, CELLS, whole)
+    axis = figures["returns"].axes[0]
+    assert axis.get_ylabel() == "return"
+    black = [line.get_ydata()[0] for line in axis.lines if line.get_color() == "black" and len(line.get_ydata()) == 2]
+    assert {-57.7, -186.6} <= set(black)                                # Table 9, PerSim, random, agents 1 and 4
+    bars = [bar.get_height() for bar in axis.patches]
+    assert bars == [np.mean(records[cell].returns) for cell in CELLS]
+
+
+def test_latent_rows_are_coloured_by_what_was_hidden(results, figures):
+    out, _ = results
+    plots.latent_rows(out, CAR, CELLS[0])
+    flat, neighbours, bar = figures["latent"].axes
+    assert (flat.get_title(), neighbours.get_title(), bar.get_ylabel()) == ("PCA", "t-SNE", "gravity")
+    dots = flat.collections[0]
+    assert dots.get_offsets().shape == (8, 2)                           # all agents of the data set
+    np.testing.assert_array_equal(dots.get_array()[:5], [a[0] for a in CAR.test_agents])
+    assert [text.get_text() for text in flat.texts] == list("12345")
+
+
+def test_rank_one_still_has_a_picture(results, tmp_path, monkeypatch):
+    config = cases.LEARNING["best", "mountaincar"]
+    monkeypatch.setitem(cases.LEARNING, ("best", "mountaincar"), replace(config, rank=1))
+    run.make_data(tmp_path, CELLS[0], quiet)
+    run.train(tmp_path, CELLS[0], "cpu", quiet)
+    assert plots.latent_rows(tmp_path, CAR, CELLS[0]).stat().st_size > 10_000
+
+
+def test_nothing_done_draws_nothing(tmp_path):
+    assert plots.draw_all(tmp_path, CAR, CELLS, {}) == []
+    assert plots.draw_all(tmp_path, CAR, CELLS, {cell: Record(cell, "failed", message="no") for cell in CELLS}) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("lost", "left"), [
+    ("traces", ["error.png", "latent.png", "returns.png"]), ("models", ["trajectories.png", "error.png", "returns.png"]),
+    ("data", ["trajectories.png", "error.png", "returns.png"])])
+def test_a_lost_folder_costs_only_its_pictures(results, tmp_path, lost, left):
+    """As when only the records were kept, or when new settings name another model."""
+    out, records = results
+    shutil.copytree(out, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / lost)
+    assert names(plots.draw_all(tmp_path / "out", CAR, CELLS, records)) == left

@@ -1,0 +1,208 @@
+"""Tables from hand-made records, cell by cell, and the paper's numbers as typed from its tables."""
+
+import csv
+from dataclasses import replace
+from importlib.resources import files
+
+import pytest
+
+from lowrank_rl.rl.bench import cases, report
+from lowrank_rl.rl.bench.store import Cell, Record, Store
+
+CAR = cases.ENVIRONMENTS["mountaincar"]
+CONFIG = {"budget": {"agents": 500, "members": 5, "return_episodes": 3, "error_episodes": 50, "return_steps": None}}
+
+
+def cell(method="persim", agent=1, seed=0, *, dataset=None, environment="mountaincar", budget="quick", settings="best"):
+    dataset = dataset or ("random" if method in ("persim", "pooled") else "none")
+    return Cell(environment, dataset, method, agent, seed, settings, budget)
+
+
+def done(where, returns, **more):
+    return Record(where, "done", returns=returns, config=CONFIG, commit="abc", versions={"torch": "2"}, device="cpu", **more)
+
+
+def rows(text, title):
+    """The cells of one table, (method, data, source) -> texts; the head under "head"."""
+    lines = text.split(f"### {title}")[1].split("###")[0].splitlines()
+    table = [[x.strip() for x in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert len({len(row) for row in table}) == 1      # a Markdown reader would drop columns
+    assert set("".join(table[1])) == {"-"}
+    return {"head": table[0][3:], **{tuple(row[:3]): row[3:] for row in table[2:]}}
+
+
+def tables(cells, records, environment=CAR):
+    return report.tables(environment, cells, {r.cell: r for r in records})
+
+
+def test_one_seed_gives_the_spread_over_episodes():
+    mine = [cell(agent=1), cell(agent=3)]
+    text = tables(mine, [done(mine[0], [-50.0, -60.0, -70.0], rmse=0.0123, r2=0.5), done(mine[1], [-100.0], rmse=2.0, r2=-3.0)])
+    table = rows(text, "Average return")
+    assert table["head"] == ["agent 1: 0.0001", "agent 3: 0.001"]
+    assert table["persim", "random", "ours"] == ["-60 ± 10", "-100"]
+    assert table["persim", "random", "paper"] == ["-57.7 ± 5.6", "-120.4 ± 2.2"]       # Table 9
+    errors = rows(text, "50-step prediction error, RMSE")
+    assert errors["persim", "random", "ours"] == ["0.012", "2"]
+    assert errors["persim", "random", "paper"] == ["0.004", "0.001"]                   # Table 6
+    assert rows(text, "50-step prediction error, median R2")["persim", "random", "ours"] == ["0.500", "-3"]
+
+
+def test_several_seeds_give_the_spread_over_seeds():
+    mine = [cell(seed=s) for s in range(3)]
+    records = [done(c, [x - 5, x + 5], rmse=e, r2=1.0)
+               for c, x, e in zip(mine, (-50.0, -52.0, -54.0), (0.1, 0.2, 0.3), strict=True)]
+    text = tables(mine, records)
+    assert rows(text, "Average return")["persim", "random", "ours"] == ["-52 ± 2"]
+    assert rows(text, "50-step prediction error, RMSE")["persim", "random", "ours"] == ["0.200 ± 0.1"]
+    text = tables(mine, records[:2])
+    assert rows(text, "Average return")["persim", "random", "ours"] == ["-51 ± 1.4 (2 seeds)"]
+
+
+def test_missing_and_failed_cells_say_so():
+    mine = [cell(agent=a, seed=s) for a in (1, 2, 3) for s in (0, 1)]
+    records = [done(mine[0], [-50.0], rmse=0.1, r2=0.9), Record(mine[1], "failed", message="Traceback\n  line\nMemoryError: 3"),
+               done(mine[2], [-50.0], rmse=0.1, r2=0.9)]
+    table = rows(tables(mine, records), "Average return")
+    assert table["persim", "random", "ours"] == ["FAILED", "-50 (1 seeds)", "missing"]
+    notes = report.footnotes(CAR, mine, {r.cell: r for r in records})
+    assert "FAILED mountaincar/random/persim/agent 1/seed 1: MemoryError: 3" in notes
+    assert "Not run yet: 3 of 6 cells; the same command goes on with them." in notes
+
+
+def test_nothing_done_yet_still_reports():
+    mine = [cell(agent=1), cell("uniform", 1)]
+    text = tables(mine, [])
+    assert rows(text, "Average return")["persim", "random", "ours"] == ["missing"]
+    assert "Not run yet: 2 of 2 cells" in report.footnotes(CAR, mine, {})
+    assert tables([], []) == ""
+
+
+def test_methods_without_a_simulator_stay_out_of_the_error_tables():
+    mine = [cell("persim"), cell("uniform"), cell("true-env-mpc")]
+    text = tables(mine, [done(mine[0], [-1.0], rmse=0.1, r2=0.9), done(mine[1], [-500.0]), done(mine[2], [-54.0, -56.0])])
+    returns = rows(text, "Average return")
+    assert returns["true-env-mpc", "none", "ours"] == ["-55 ± 1.4"]
+    assert returns["true-env-mpc", "none", "paper"] == ["-53.95 ± 4.1"]                # Table 9
+    assert ("uniform", "none", "paper") not in returns
+    assert {key[0] for key in rows(text, "50-step prediction error, RMSE") if key != "head"} == {"persim"}
+
+
+def test_a_dash_where_the_paper_has_no_number(monkeypatch):
+    published = {k: v for k, v in report.paper_numbers().items() if k[4] != "2"}
+    monkeypatch.setattr(report, "paper_numbers", lambda: published)
+    mine = [cell(agent=1), cell(agent=2)]
+    table = rows(tables(mine, [done(c, [-50.0]) for c in mine]), "Average return")
+    assert table["persim", "random", "paper"] == ["-57.7 ± 5.6", "-"]
+
+
+def test_doubtful_numbers_of_the_paper_are_marked_and_explained():
+    cheetah = cases.ENVIRONMENTS["halfcheetah"]
+    mine = [cell("true-env-mpc", a, environment="halfcheetah") for a in (1, 2, 4)]
+    text = tables(mine, [done(c, [1234.5, 1734.5]) for c in mine], cheetah)
+    table = rows(text, "Average return")
+    assert table["head"] == ["agent 1: 0.3, 1.7", "agent 2: 1.7, 0.3", "agent 4: 1.7, 1.7"]
+    assert table["true-env-mpc", "none", "paper"] == ["7459 ± 171", "42893 ± 6959 *", "1746 ± 624"]      # Table 11
+    assert table["true-env-mpc", "none", "ours"] == ["1484 ± 354"] * 3                  # no 1.5e+03 and no 3.5e+02
+    assert "* suspect in the paper: unconfirmed: mean speed above 30 m/s" in text
+    plain = [cell("persim", 1)]
+    assert "suspect" not in tables(plain, [done(plain[0], [-50.0])])
+
+
+@pytest.mark.parametrize(("mean", "spread", "text"), [
+    (0.0, None, "0"), (0.00123, None, "0.0012"), (0.0994, None, "0.099"), (0.0996, None, "0.100"),
+    (0.5, 0.012, "0.500 ± 0.012"), (1.0, None, "1"), (-53.951, 4.1, "-53.95 ± 4.1"), (999.6, 99.4, "999.6 ± 99"),
+    (1000.4, 99.6, "1000 ± 100"), (-66675.4, 9364.2, "-66675 ± 9364"), (float("nan"), None, "nan")])
+def test_numbers_are_readable(mean, spread, text):
+    assert report._number(mean, spread) == text
+
+
+def test_a_table_never_mixes_budgets_or_settings(tmp_path):
+    store, mine = Store(tmp_path), cell()
+    for other in (replace(mine, budget="paper"), replace(mine, settings="paper"), replace(mine, dataset="pure")):
+        store.append(done(other, [-400.0], rmse=9.0, r2=-9.0))
+    text = report.tables(CAR, [mine], store.load())
+    assert rows(text, "Average return")["persim", "random", "ours"] == ["missing"]
+    store.append(done(mine, [-50.0], rmse=0.1, r2=0.9))
+    text = report.tables(CAR, [mine], store.load())
+    assert rows(text, "Average return")["persim", "random", "ours"] == ["-50"]
+    assert "-400" not in text
+    assert "Budget quick, settings best: 1 seed(s)" in report.footnotes(CAR, [mine], store.load())
+
+
+def test_footnotes_tell_what_stands_behind_the_numbers():
+    mine = [cell(seed=0), cell(seed=1)]
+    records = {c: done(c, [-50.0], non_finite=2) for c in mine}
+    notes = report.footnotes(CAR, mine, records)
+    assert "2 seed(s), 500 agents, 5 members, 3 episodes per agent and seed for returns, 50 for errors" in notes
+    assert "4 candidate plans scored NaN or Inf" in notes
+    assert "Commit abc; torch 2; cpu." in notes
+    assert "of the first" not in notes
+    cut = {"budget": {**CONFIG["budget"], "return_steps": 30}}
+    notes = report.footnotes(CAR, mine, {c: replace(r, config=cut) for c, r in records.items()})
+    assert "Our returns here are of the first 30 of 500 steps" in notes
+    assert "do not compare" in notes
+
+
+def test_pure():
+    mine = [cell()]
+    records = {mine[0]: done(mine[0], [-50.0, -51.0])}
+    first = report.tables(CAR, iter(mine), records), report.footnotes(CAR, iter(mine), records)
+    assert first == (report.tables(CAR, mine, records), report.footnotes(CAR, mine, records))
+
+
+# Typed by hand from persim_paper.txt (NeurIPS 2021, appendix F), tables 6-11.
+@pytest.mark.parametrize(("environment", "method", "agent", "metric", "number", "spread"), [
+    ("mountaincar", "persim", 1, "rmse", 0.004, None), ("mountaincar", "persim", 1, "r2_median", 0.999, None),   # Table 6
+    ("mountaincar", "persim", 5, "rmse", 0.001, None), ("mountaincar", "persim", 5, "r2_median", 1.0, None),
+    ("cartpole", "persim", 3, "rmse", 0.030, None), ("cartpole", "persim", 5, "rmse", 0.152, None),              # Table 7
+    ("cartpole", "persim", 5, "r2_median", 0.883, None),
+    ("halfcheetah", "persim", 2, "rmse", 4.064, None), ("halfcheetah", "persim", 5, "rmse", 2.325, None),        # Table 8
+    ("halfcheetah", "persim", 4, "r2_median", 0.855, None),
+    ("mountaincar", "persim", 1, "reward", -57.70, 5.63), ("mountaincar", "persim", 5, "reward", -210.1, 4.48),  # Table 9
+    ("mountaincar", "true-env-mpc", 4, "reward", -182.9, 22.9),
+    ("cartpole", "persim", 1, "reward", 197.7, 7.82), ("cartpole", "persim", 5, "reward", 185.7, 3.49),          # Table 10
+    ("cartpole", "true-env-mpc", 4, "reward", 198.4, 7.20),
+    ("halfcheetah", "persim", 1, "reward", 2124, 518), ("halfcheetah", "persim", 3, "reward", 472.0, 56.9),      # Table 11
+    ("halfcheetah", "true-env-mpc", 1, "reward", 7459, 171)])
+def test_the_papers_numbers(environment, method, agent, metric, number, spread):
+    assert report.paper(cell(method, agent, environment=environment), metric) == (number, spread, "")
+
+
+@pytest.mark.parametrize(("where", "metric", "number", "spread", "note"), [
+    (cell("true-env-mpc", 3, environment="halfcheetah"), "reward", 66675, 9364, "unconfirmed"),                  # Table 11
+    (cell("morel-p", 1, environment="cartpole", dataset="pure-eps-20"), "reward", 166.7, 13.6, "suspect"),       # Table 10
+    (cell("morel-a", 5, dataset="pure-eps-40"), "reward", -492.1, 9.3, "suspect")])                              # Table 9
+def test_the_papers_doubtful_numbers(where, metric, number, spread, note):
+    value, deviation, words = report.paper(where, metric)
+    assert (value, deviation) == (number, spread)
+    assert note in words
+
+
+def test_error_numbers_come_from_the_appendix_not_from_the_misprinted_table_1():
+    """Table 1 has 0.04 for MountainCar, random, agent 1, and a copied HalfCheetah row (reference, section 9)."""
+    assert report.paper(cell(agent=1), "rmse")[0] == 0.004
+    assert report.paper(cell(environment="halfcheetah", dataset="pure"), "rmse")[0] == 1.401
+
+
+@pytest.mark.parametrize(("method", "metric"), [("uniform", "reward"), ("pooled", "reward"), ("pooled", "rmse"),
+                                                ("true-env-mpc", "rmse")])
+def test_none_where_the_paper_has_none(method, metric):
+    assert report.paper(cell(method), metric) is None
+
+
+@pytest.mark.parametrize("environment", list(cases.ENVIRONMENTS))
+def test_the_paper_has_all_five_agents_of_each_number_we_are_measured_by(environment):
+    for agent in range(1, 6):
+        for metric in ("reward", "rmse", "r2_median"):
+            assert report.paper(cell(agent=agent, environment=environment), metric)
+        assert report.paper(cell("true-env-mpc", agent, environment=environment), "reward")
+
+
+def test_the_csv_calls_our_agents_by_the_same_covariates():
+    """A wrong order of agents would put every number beside the wrong one."""
+    with files("lowrank_rl.rl.bench").joinpath("paper_results.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["table"] in ("6", "7", "8", "9", "10", "11") and row["agent"]:
+                told = [float(part.partition("=")[2]) for part in row["agent_covariates"].split(";")]
+                assert told == list(cases.ENVIRONMENTS[row["environment"]].test_agents[int(row["agent"]) - 1])
