@@ -12,7 +12,8 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def run(example: str, folder: Path) -> str:
-    done = subprocess.run([sys.executable, "-W", "error", "-c", example], cwd=folder, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-W", "error", "-c", example]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 

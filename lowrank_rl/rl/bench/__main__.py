@@ -103,7 +103,7 @@ def _run(options: Options) -> int:
         store = Store(out)
         records = store.load()
         run.check_files(out, cells)
-        todo = [cell for cell in cells if cell not in records or records[cell].status != "done"]
+        todo = [cell for cell in cells if not _done(cell, records)]
         tasks = _tasks(out, todo, options.device)
         print(f"{options.env}: {len(cells)} cells, {len(cells) - len(todo)} of them done before; results go to {out}")
         failures = 0
@@ -114,6 +114,11 @@ def _run(options: Options) -> int:
                 failures = keeper.failures
         _report(out, environment, cells, store.load())
     return 1 if failures else 0
+
+
+def _done(cell: Cell, records: dict[Cell, Record]) -> bool:
+    """Whether a record says so, and was made with today's settings."""
+    return cell in records and records[cell].status == "done" and records[cell].config == run.settings_of(cell)
 
 
 def _cells(options: Options) -> list[Cell]:
@@ -132,9 +137,9 @@ def _cells(options: Options) -> list[Cell]:
         if not values:
             raise ValueError(f"{name}: expected at least one, got none; leave it away for all")
     if options.seeds is not None:
-        check.at_least("--seeds", options.seeds, 1)
+        check.count("--seeds", options.seeds)
     if options.jobs is not None:
-        check.at_least("--jobs", options.jobs, 1)
+        check.count("--jobs", options.jobs)
     cases.known_device(options.device)
     seeds = options.seeds or cases.BUDGETS[options.budget, options.env].seeds
     return list(dict.fromkeys(
@@ -196,7 +201,7 @@ def _print_list(cells: list[Cell], records: dict[Cell, Record], device: str, job
         key = (cell.dataset, cell.method)
         costs[key] = costs.get(key) or seconds(cell, device)
         training, acting = costs[key]
-        state = records[cell].status if cell in records else "to do"
+        state = "done" if _done(cell, records) else "to do"
         cost = 0.0 if state == "done" else acting
         if cost and (*key, cell.seed) not in trained:
             trained.add((*key, cell.seed))

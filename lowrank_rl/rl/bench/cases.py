@@ -129,8 +129,8 @@ def known_device(device: str) -> str:
         ValueError: torch does not know it, or it is not there.
     """
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        float(torch.zeros(1, device=device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {device!r}: expected one that torch can use here, got '{str(error).splitlines()[0]}'; "
                          "use --device cpu") from error
     return device

@@ -68,7 +68,7 @@ def trajectories(out: Path, environment: Environment, cells: list[Cell]) -> Path
                 axis.set_ylabel(environment.state_names[d], fontsize=9)
             if row == len(dims) - 1:
                 axis.set_xlabel("steps predicted", fontsize=9)
-    _legend(figure, axes[0, 0])
+    _legend(figure, axes)
     figure.suptitle(f"{environment.name}: predicted against true states (band: all members)", fontsize=11)
     return _save(figure, out / f"{_stem(cells[0])}-trajectories.png")
 
@@ -89,7 +89,7 @@ def error_over_horizon(out: Path, environment: Environment, cells: list[Cell], r
                 axis.set_xlabel("steps predicted", fontsize=9)
                 axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("RMSE, units of the state", fontsize=9)
-    _legend(figure, axes[0, 0])
+    _legend(figure, axes)
     figure.suptitle(f"{environment.name}: error grows with the horizon", fontsize=11)
     return _save(figure, out / f"{_stem(cells[0])}-error.png")
 
@@ -157,9 +157,10 @@ def _agent(environment: Environment, agent: int) -> str:
     return f"agent {agent}\n" + ", ".join(f"{k} {v:g}" for k, v in zip(environment.covariate_names, values, strict=True))
 
 
-def _legend(figure: plt.Figure, axis: plt.Axes) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)
+def _legend(figure: plt.Figure, axes: np.ndarray) -> None:
+    """One legend for all axes: a method may be missing in some."""
+    entries = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries), fontsize=9, frameon=False)
 
 
 def _stem(cell: Cell) -> str:

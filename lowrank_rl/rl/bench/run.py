@@ -92,6 +92,17 @@ def train(out: Path, cell: Cell, device: str, say: Say) -> None:
     model.save(path)
 
 
+def settings_of(cell: Cell) -> dict:
+    """Every setting that a cell depends on, as plain JSON; a record with others is not this cell's."""
+    budget, method = cases.BUDGETS[cell.budget, cell.environment], cases.METHODS[cell.method]
+    settings = {"budget": asdict(budget)}
+    if method.learns:
+        settings["learning"] = asdict(cases.learning(cell.settings, cell.environment, budget))
+    if method.plans:
+        settings["planning"] = asdict(cases.PLANNING[cell.settings, cell.environment])
+    return json.loads(json.dumps(settings))
+
+
 def run_cell(out: Path, cell: Cell, device: str, say: Say) -> Record:
     """Prediction error and return of one method on one agent."""
     started = time.monotonic()
@@ -100,12 +111,10 @@ def run_cell(out: Path, cell: Cell, device: str, say: Say) -> Record:
     covariates = data.agents(environment, budget.agents, seed=cell.seed)
     number = cell.agent - 1
     model: DynamicsModel | None = None
-    config: dict = {"budget": asdict(budget)}
     results: dict = {}
     if method.learns:
         model = PerSim.load(model_path(out, cell))
         model.module.to(device)
-        config["learning"] = asdict(cases.learning(cell.settings, cell.environment, budget))
         say("prediction error", 0.0)
         error = evaluate.prediction_error(environment, model, covariates, [number], cases.TEST_POLICIES[cell.environment](),
                                           episodes=budget.error_episodes, seed=cell.seed)[number]
@@ -118,13 +127,12 @@ def run_cell(out: Path, cell: Cell, device: str, say: Say) -> Record:
     policy = cases.BEHAVIOUR["random"](environment)
     if model is not None:
         policy = cases.planning_policy(cell.settings, environment, model)
-        config["planning"] = asdict(cases.PLANNING[cell.settings, cell.environment])
     totals, episodes = evaluate.returns(environment, policy, covariates, [number], episodes=budget.return_episodes,
                                         seed=cell.seed, max_steps=budget.return_steps,
                                         progress=lambda t, limit: say(f"acting, step {t}", t / limit))
-    return Record(cell, "done", returns=totals[0].tolist(), lengths=episodes.lengths.tolist(), config=config,
-                  non_finite=getattr(policy, "non_finite", 0), commit=_commit(), versions=_versions(), device=_device(device),
-                  seconds=time.monotonic() - started, **results)
+    return Record(cell, "done", returns=totals[0].tolist(), lengths=episodes.lengths.tolist(),
+                  config=settings_of(cell), non_finite=getattr(policy, "non_finite", 0), commit=_commit(), versions=_versions(),
+                  device=_device(device), seconds=time.monotonic() - started, **results)
 
 
 def _save_trace(path: Path, error: evaluate.PredictionError) -> None:
