@@ -65,6 +65,16 @@ def known(what: str, name: object, names: Iterable[object]) -> None:
         raise ValueError(f"unknown {what} {name!r}; known: {', '.join(map(str, names))}")
 
 
+def device(name: str) -> str:
+    """Refuse a device that torch cannot compute on here."""
+    try:
+        float(torch.zeros(1, device=name))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {name!r}: expected one that torch can use here, got '{str(error).splitlines()[0]}'; "
+                         "use 'cpu'") from error
+    return name
+
+
 def writable_folder(path: Path) -> Path:
     """The folder, made if missing; refuses one that cannot be written."""
     try:

@@ -1,4 +1,4 @@
-"""The values and contracts that the rooms of ``rl`` share. No code with choices.
+"""The values and contracts that the rooms of ``rl`` share.
 
 Letters: N agents, T steps, D state, A action, M members, H horizon, C candidates, K past steps, B rows, E context.
 A discrete action is one int64 column (A = 1); a continuous one is a row of floats.
@@ -19,6 +19,10 @@ class Discrete:
 
     size = 1
 
+    def check(self, action: Tensor, rows: int) -> None:
+        """Refuse what is not ``rows`` actions of this kind."""
+        _refuse(action, rows, self.size, 0, self.n - 1, not action.is_floating_point())
+
     def sample(self, shape: tuple[int, ...], *, generator: torch.Generator) -> Tensor:
         """Uniform actions, (*shape, 1)."""
         return torch.randint(self.n, (*shape, 1), generator=generator, device=generator.device)
@@ -31,10 +35,21 @@ class Box:
     high: float
     size: int
 
+    def check(self, action: Tensor, rows: int) -> None:
+        """Refuse what is not ``rows`` actions of this kind."""
+        _refuse(action, rows, self.size, self.low, self.high, True)
+
     def sample(self, shape: tuple[int, ...], *, generator: torch.Generator) -> Tensor:
         """Uniform actions, (*shape, A), float64."""
         unit = torch.rand((*shape, self.size), generator=generator, device=generator.device, dtype=torch.float64)
         return self.low + (self.high - self.low) * unit
+
+
+def _refuse(action: Tensor, rows: int, size: int, low: float, high: float, fits: bool) -> None:
+    if action.shape != (rows, size) or not fits or not bool(((action >= low) & (action <= high)).all()):
+        values = f" with values {action.min():.4g} to {action.max():.4g}" if action.numel() else ""
+        raise ValueError(f"action: expected {size} components in [{low}, {high}] for each of {rows} rows, got "
+                         f"{action.dtype} of shape {tuple(action.shape)}{values}")
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,13 @@ class EpisodeView:
     past_state: Tensor   # (B, K, D) oldest first
     past_action: Tensor  # (B, K, A)
     past_mask: Tensor    # (B, K) False where the episode is younger than K steps
+
+
+def fresh_view(agent: Tensor, state: Tensor, action_size: int) -> EpisodeView:
+    """Rows (B,) and (B, D) as episodes without a past."""
+    B, D = state.shape
+    return EpisodeView(torch.arange(B), agent, state, state.new_zeros(B, 0, D), state.new_zeros(B, 0, action_size),
+                       torch.zeros((B, 0), dtype=torch.bool))
 
 
 class DynamicsModel(Protocol):

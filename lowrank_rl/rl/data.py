@@ -5,12 +5,10 @@ One trajectory per agent is all that the simulators get; the covariates ride alo
 
 import io
 import json
-import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +17,12 @@ import torch
 from torch import Tensor
 
 from lowrank_rl import check, rng
+from lowrank_rl.files import whole
 from lowrank_rl.rl.contracts import Box, Environment, EpisodeView, Policy, Transitions
 
 SCHEMA = 1
+_FORM = {"covariates": (2, "f"), "agent": (1, "i"), "start": (1, "i"), "state": (2, "f"), "last_state": (2, "f"),
+         "action": (2, "if"), "reward": (1, "f"), "terminated": (1, "b")}    # a file's arrays: axes, dtype kinds
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Episodes:
 def agents(environment: Environment, count: int, *, seed: int) -> Tensor:
     """Covariates (count, E) of the paper's agents: the five test agents first, the others uniform in Table 4's ranges."""
     tests = torch.tensor(environment.test_agents, dtype=torch.float64)
-    check.at_least(f"number of agents (the first {len(tests)} are the test agents)", count, len(tests))
+    check.count(f"number of agents (the first {len(tests)} are the test agents)", count, len(tests))
     low, high = (torch.tensor(x, dtype=torch.float64)
                  for x in (environment.covariate_low, environment.covariate_high))
     generator = rng.stream(seed, environment.name, "agents")
@@ -90,6 +91,8 @@ def collect(environment: Environment, covariates: Tensor, agent: Tensor, policy:
         ValueError: shapes that disagree, an action outside the bounds, or a simulation that diverged (NaN).
     """
     sizes = check.shapes(covariates=(covariates, "B E"), agent=(agent, "B"))
+    if sizes["E"] != len(environment.covariate_names):
+        raise ValueError(f"covariates: expected columns {environment.covariate_names}, got {sizes['E']} columns")
     B, limit = sizes["B"], environment.max_steps if max_steps is None else max_steps
     check.count("max_steps", limit)
     generators = _episode_generators(environment, agent, seed, what)
@@ -101,7 +104,7 @@ def collect(environment: Environment, covariates: Tensor, agent: Tensor, policy:
     for t in range(limit):
         view = _view(environment, rows, agent, states, actions, past)
         chosen = policy.act(view, generators=[generators[i] for i in rows.tolist()])
-        _check_action(environment, chosen, len(rows))
+        environment.actions.check(chosen, len(rows))
         action = torch.zeros((B, chosen.shape[1]), dtype=chosen.dtype)
         action[rows] = chosen.cpu()
         state = states[-1].clone()
@@ -128,27 +131,25 @@ def save(path: str | Path, episodes: Episodes) -> None:
     """Write one .npz: the arrays and a ``header.json``. It appears whole or not at all.
 
     Raises:
-        ValueError: the place cannot be written; an older file of that name is untouched.
+        ValueError: rows of an episode that do not follow each other, NaN or Inf, or the place cannot be written; an
+            older file of that name is untouched.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    inside = np.setdiff1d(np.arange(len(episodes.state)), episodes.start[1:] - 1)
+    if not np.array_equal(episodes.next_state[inside], episodes.state[inside + 1]):
+        raise ValueError("next_state: expected each row's to be the following row's state within an episode, got others; "
+                         "cut the episodes where steps are missing")
+    for name in ("covariates", "state", "action", "next_state", "reward"):
+        check.finite(name, getattr(episodes, name))
     header = {"schema": SCHEMA, "environment": episodes.environment, "policy": episodes.policy, "seed": episodes.seed}
     last = episodes.start[1:] - 1
     arrays = {"covariates": episodes.covariates, "agent": episodes.agent, "start": episodes.start,
               "state": episodes.state, "last_state": episodes.next_state[last], "action": episodes.action,
               "reward": episodes.reward, "terminated": episodes.terminated}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(partial, "w") as archive:
-            archive.writestr("header.json", json.dumps(header))
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
-        os.replace(partial, path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise ValueError(f"{path}: expected a place that can be written, got '{error}'; nothing was overwritten") from error
+    with whole(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        archive.writestr("header.json", json.dumps(header))
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def load(path: str | Path) -> Episodes:
@@ -164,27 +165,32 @@ def load(path: str | Path) -> Episodes:
         with zipfile.ZipFile(path) as archive:
             header = json.loads(archive.read("header.json"))
             schema = header.get("schema")
-            names = ("covariates", "agent", "start", "state", "last_state", "action", "reward", "terminated")
             arrays = {name: np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
-                      for name in names if schema == SCHEMA}
+                      for name in _FORM if schema == SCHEMA}
+            known = {name: header[name] for name in ("environment", "policy", "seed") if schema == SCHEMA}
     except (zipfile.BadZipFile, zlib.error, struct.error, KeyError, ValueError, AttributeError, EOFError, OSError,
             RuntimeError) as error:     # a flipped bit in the archive's own fields brings any of these
         raise ValueError(f"{path}: expected a data set, got a corrupt or truncated file ({error}); "
                          "restore it or collect it again") from error
     if schema != SCHEMA:
         raise ValueError(f"{path}: expected a data set of schema {SCHEMA}, got {schema!r}; collect it again")
+    for name, (axes, kinds) in _FORM.items():
+        if arrays[name].ndim != axes or arrays[name].dtype.kind not in kinds:
+            raise ValueError(f"{path}: expected {name} with {axes} axes, got {arrays[name].dtype} of shape "
+                             f"{arrays[name].shape}; collect it again")
     last_state = arrays.pop("last_state")
     start, state = arrays["start"], arrays["state"]
     if len(start) != len(arrays["agent"]) + 1 or start[0] != 0 or (np.diff(start) < 1).any() \
             or not start[-1] == len(state) == len(arrays["action"]) == len(arrays["reward"]) \
-            or not len(arrays["agent"]) == len(arrays["covariates"]) == len(last_state) == len(arrays["terminated"]):
+            or not len(arrays["agent"]) == len(arrays["covariates"]) == len(last_state) == len(arrays["terminated"]) \
+            or last_state.shape[1] != state.shape[1] or (arrays["agent"] < 0).any():
         raise ValueError(f"{path}: expected arrays of one length, got a file whose parts disagree; collect it again")
     for name, array in {**arrays, "last_state": last_state}.items():
         check.finite(f"{path}: {name}", array)
     next_state = np.empty_like(state)
     next_state[:-1] = state[1:]
     next_state[start[1:] - 1] = last_state
-    return Episodes(header["environment"], header["policy"], header["seed"], next_state=next_state, **arrays)
+    return Episodes(**known, next_state=next_state, **arrays)
 
 
 def card(episodes: Episodes, environment: Environment) -> str:
@@ -231,12 +237,3 @@ def _view(environment: Environment, rows: Tensor, agent: Tensor, states: list[Te
         past_action[:, past - 1 - k] = actions[-1 - k][rows]
         past_mask[:, past - 1 - k] = True
     return EpisodeView(rows, agent[rows], state, past_state, past_action, past_mask)
-
-
-def _check_action(environment: Environment, action: Tensor, count: int) -> None:
-    space = environment.actions
-    low, high = (space.low, space.high) if isinstance(space, Box) else (0, space.n - 1)
-    whole = isinstance(space, Box) or not action.is_floating_point()
-    if action.shape != (count, space.size) or not whole or not bool(((action >= low) & (action <= high)).all()):
-        raise ValueError(f"action: expected {space.size} components in [{low}, {high}] for each of {count} episodes, got "
-                         f"{action.dtype} of shape {tuple(action.shape)} with values {action.min():.4g} to {action.max():.4g}")

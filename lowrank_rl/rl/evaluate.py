@@ -9,10 +9,10 @@ from sklearn.metrics import r2_score
 from torch import Tensor
 
 from lowrank_rl import check
-from lowrank_rl.rl.contracts import DynamicsModel, Environment, EpisodeView, Policy
+from lowrank_rl.rl.contracts import DynamicsModel, Environment, Policy, fresh_view
 from lowrank_rl.rl.data import Episodes, collect
 
-BURN_IN = 10     # real steps before a prediction starts (they fill CaDM's past)
+BURN_IN = 10     # real steps before a prediction starts
 WINDOW = 51      # predicted states: indices 10..60 of an episode
 
 
@@ -23,7 +23,7 @@ class PredictionError:
     rmse_sd: float              # over episodes
     r2: float                   # median over episodes of the variance-weighted R2
     episodes: int               # those long enough to count
-    dropped: int                # those that ended before the window or within its first step
+    dropped: int                # those that ended before the window
     by_step: np.ndarray         # (WINDOW,) root mean squared error over episodes and dimensions after 1, 2, ... steps
     true: np.ndarray            # (WINDOW, D) states of the first counted episode, NaN after its end
     predicted: np.ndarray       # (M, WINDOW, D) each member's prediction of them
@@ -40,8 +40,7 @@ def prediction_error(environment: Environment, model: DynamicsModel, covariates:
     Args:
         covariates: (N, E) of all agents. agents: which of them to test.
     """
-    check.at_least("episodes", episodes, 1)
-    agent = torch.tensor(agents).repeat_interleave(episodes)
+    agent = _rows(covariates, agents, episodes)
     steps = BURN_IN + WINDOW - 1
     real = collect(environment, covariates[agent], agent, policy, seed=seed, what="prediction-test", max_steps=steps)
     kept = np.flatnonzero(real.lengths > BURN_IN)
@@ -53,7 +52,7 @@ def prediction_error(environment: Environment, model: DynamicsModel, covariates:
     state, action = torch.from_numpy(real.state), torch.from_numpy(real.action)
     true = torch.from_numpy(real.next_state)[rows]
     start = state[first]
-    context = model.context(_plain_view(start, agent[kept]))
+    context = model.context(fresh_view(agent[kept], start, action.shape[1]))
     future = model.rollout(context, start.expand(model.members, *start.shape), action[rows][:, None])[:, :, 0].double()
     error = (future.mean(0) - true).numpy()
     return {number: _summarize(number, agent[kept].numpy(), error, true.numpy(), future.numpy(), live.numpy(), episodes)
@@ -66,24 +65,27 @@ def returns(environment: Environment, policy: Policy, covariates: Tensor, agents
 
     All episodes of all agents step in lockstep.
     """
-    check.at_least("episodes", episodes, 1)
-    agent = torch.tensor(agents).repeat_interleave(episodes)
+    agent = _rows(covariates, agents, episodes)
     real = collect(environment, covariates[agent], agent, policy, seed=seed, what="return-test", max_steps=max_steps,
                    progress=progress)
     return real.returns.reshape(len(agents), episodes), real
 
 
-def _plain_view(state: Tensor, agent: Tensor) -> EpisodeView:
-    B, D = state.shape
-    return EpisodeView(torch.arange(B), agent, state, state.new_zeros(B, 0, D), state.new_zeros(B, 0, 1),
-                       torch.zeros((B, 0), dtype=torch.bool))
+def _rows(covariates: Tensor, agents: list[int], episodes: int) -> Tensor:
+    """The agent of each of the episodes to run."""
+    check.count("episodes", episodes)
+    agent = torch.tensor(agents, dtype=torch.int64)
+    if len(agent) == 0:
+        raise ValueError("agents: expected at least one, got none")
+    check.within("agents", agent, len(covariates))
+    return agent.repeat_interleave(episodes)
 
 
 def _summarize(number: int, agent: np.ndarray, error: np.ndarray, true: np.ndarray, future: np.ndarray,
                live: np.ndarray, episodes: int) -> PredictionError:
-    mine = np.flatnonzero((agent == number) & (live.sum(1) >= 2))
+    mine = np.flatnonzero(agent == number)
     if len(mine) == 0:
-        raise ValueError(f"agent {number}: expected test episodes longer than {BURN_IN + 1} steps, got none of {episodes}; "
+        raise ValueError(f"agent {number}: expected test episodes longer than {BURN_IN} steps, got none of {episodes}; "
                          "test with more episodes or another policy")
     lost = (~np.isfinite(error[mine]).all(-1) & live[mine]).any(1).sum()
     if lost:

@@ -88,7 +88,8 @@ class FunctionalCP:
     >>> model = FunctionalCP([Categorical(500), Neural(2, hidden=(256,)), Categorical(3)], rank=3, outputs=2)
     >>> model.fit((agent, state, action), delta).predict((agent, state, action))
 
-    Learned: ``module_`` (torch), ``history_`` (a dict per epoch), ``stopped_`` (why training ended), ``n_iter_``.
+    Learned: ``module_`` (torch), ``history_`` (a dict per epoch), ``stopped_`` (why training ended), ``n_iter_``,
+    ``fitted_params_`` (the parameters as they were then).
     Arrays may be NumPy, pandas or torch; predictions come back as tensors if coordinates were tensors.
     scikit-learn's ``clone`` works; its base class is not inherited, because importing it costs a second.
     """
@@ -125,6 +126,7 @@ class FunctionalCP:
         Raises:
             ValueError: shapes that disagree, NaN or Inf, an index out of range, no entries, a rank or members below 1.
         """
+        vars(self).pop("fitted_params_", None)
         output_mode = self._check_parameters()
         coordinates, target = self._check_entries(X, y)
         module = FunctionalModule(self.modes, self.rank, self.outputs, output_mode, self.members,
@@ -137,6 +139,7 @@ class FunctionalCP:
                        self.solver, generator=rng.stream(self.random_state, "functional", "order"),
                        progress=progress or (_print_epoch if self.verbose else None), checkpoint=checkpoint)
         self.module_, self.history_, self.stopped_, self.n_iter_ = module, fit.history, fit.stopped, len(fit.history)
+        self.fitted_params_ = self.get_params()
         return self
 
     def predict(self, X: Sequence[Any]) -> Any:
@@ -155,12 +158,20 @@ class FunctionalCP:
         return float(1 - residual / (target - target.mean(0)).square().sum())
 
     def save(self, path: str | Path) -> None:
-        """Write the fitted model to one safetensors file."""
+        """Write the fitted model to one safetensors file.
+
+        Raises:
+            ValueError: not fitted, or the place cannot be written; an older file of that name is untouched.
+        """
+        io.save(path, "FunctionalCP", *self.pack())
+
+    def pack(self) -> tuple[dict[str, Tensor], dict]:
+        """The fitted model as tensors and a JSON-able header, for ``tensor.io``."""
         self._check_fitted()
-        params = {k: v for k, v in self.get_params(deep=False).items() if k not in ("modes", "solver")}
-        header = {"params": {**params, "device": "cpu"}, "modes": [describe(mode) for mode in self.modes],
-                  "solver": asdict(self.solver), "history": self.history_, "stopped": self.stopped_}
-        io.save(path, "FunctionalCP", self.module_.state_dict(), header)
+        params = {k: v for k, v in self.fitted_params_.items() if k not in ("modes", "solver")}
+        header = {"params": {**params, "device": "cpu"}, "modes": [describe(mode) for mode in self.fitted_params_["modes"]],
+                  "solver": asdict(self.fitted_params_["solver"]), "history": self.history_, "stopped": self.stopped_}
+        return self.module_.state_dict(), header
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -169,7 +180,15 @@ class FunctionalCP:
         Raises:
             ValueError: missing, corrupt or truncated file, or one of another kind or schema.
         """
-        tensors, header = io.load(path, "FunctionalCP")
+        return cls.unpack(path, *io.load(path, "FunctionalCP"))
+
+    @classmethod
+    def unpack(cls, path: str | Path, tensors: dict[str, Tensor], header: dict) -> Self:
+        """The inverse of ``pack``; ``path`` is for messages.
+
+        Raises:
+            ValueError: parts are missing or odd.
+        """
         try:
             model = cls([from_description(m) for m in header["modes"]], solver=AdamConfig(**header["solver"]),
                         **header["params"])
@@ -182,12 +201,17 @@ class FunctionalCP:
             raise ValueError(f"{path}: expected a whole FunctionalCP file, got one with missing or odd parts "
                              f"({error}); restore it or fit again") from error
         model.module_, model.history_, model.stopped_, model.n_iter_ = module, history, stopped, len(history)
+        model.fitted_params_ = model.get_params()
         return model
 
     def _check_parameters(self) -> int:
         """Refuse impossible settings; the index of the mode that carries the outputs."""
         for name, value in (("rank", self.rank), ("outputs", self.outputs), ("members", self.members)):
             check.count(name, value)
+        check.count("random_state", self.random_state, low=0)
+        check.device(self.device)
+        if not isinstance(self.solver, AdamConfig):
+            raise ValueError(f"solver: expected AdamConfig(...), got {self.solver!r}")
         if len(self.modes) < 2:
             raise ValueError(f"modes: expected at least 2, got {len(self.modes)}")
         for k, mode in enumerate(self.modes):
@@ -196,15 +220,17 @@ class FunctionalCP:
         if self.output_mode is None:
             neural = [k for k, mode in enumerate(self.modes) if isinstance(mode, Neural)]
             return neural[0] if neural else len(self.modes) - 1
-        if not 0 <= self.output_mode < len(self.modes):
+        if self.output_mode not in range(len(self.modes)):
             raise ValueError(f"output_mode: expected 0..{len(self.modes) - 1}, got {self.output_mode}")
         return self.output_mode
 
     def _check_coordinates(self, X: Sequence[Any]) -> list[Tensor]:
-        if len(X) != len(self.modes):
-            raise ValueError(f"X: expected {len(self.modes)} coordinate arrays, one per mode, got {len(X)}")
+        modes = self.modes if not hasattr(self, "fitted_params_") else self.fitted_params_["modes"]
+        if not isinstance(X, Sequence) or len(X) != len(modes):
+            got = len(X) if isinstance(X, Sequence) else type(X).__name__
+            raise ValueError(f"X: expected {len(modes)} coordinate arrays, one per mode, got {got}")
         coordinates = [mode.coordinate(f"X[{k}]", _tensor(f"X[{k}]", x))
-                       for k, (mode, x) in enumerate(zip(self.modes, X, strict=True))]
+                       for k, (mode, x) in enumerate(zip(modes, X, strict=True))]
         lengths = {len(x) for x in coordinates}
         if len(lengths) > 1:
             raise ValueError(f"X: expected coordinate arrays of one length, got {[len(x) for x in coordinates]}")

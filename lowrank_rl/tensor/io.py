@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from lowrank_rl.files import whole
 
 SCHEMA = 1
 
@@ -21,19 +21,14 @@ def save(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict) 
     Raises:
         ValueError: the folder cannot be written or the disk is full; an older file of that name is untouched.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     text = json.dumps({"kind": kind, "schema": SCHEMA, **header}, default=np.generic.item)
     meta = {"lowrank_rl": text, "digest": _digest(text, tensors)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, meta)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise ValueError(f"{path}: expected a place that can be written, got '{error}'; nothing was overwritten") from error
+    with whole(path) as partial:
+        try:
+            save_file(tensors, partial, meta)
+        except SafetensorError as error:     # safetensors' word for a failed write
+            raise OSError(error) from error
 
 
 def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict]:

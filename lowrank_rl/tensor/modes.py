@@ -54,6 +54,8 @@ class Neural:
     precision: str = "full"     # "bfloat16": faster hidden layers, for deep networks on noisy or large problems
 
     def __post_init__(self) -> None:
+        if isinstance(self.hidden, int):
+            raise ValueError(f"Neural hidden: expected sizes such as ({self.hidden},), got {self.hidden}")
         object.__setattr__(self, "hidden", tuple(self.hidden))
         check.count("Neural inputs", self.inputs)
         for n in self.hidden:

@@ -112,7 +112,7 @@ def test_agents_keep_their_covariates_when_more_are_asked_for():
 
 
 def test_fewer_agents_than_the_test_agents_are_refused():
-    with pytest.raises(ValueError, match=r"number of agents .*expected a number >= 5, got 4"):
+    with pytest.raises(ValueError, match=r"number of agents .*expected a whole number >= 5, got 4"):
         agents(CARTPOLE, 4, seed=0)
 
 
@@ -217,7 +217,7 @@ def test_a_policy_is_shown_what_really_happened(past, actions):
     (WALK, torch.tensor([[-1], [0]]), "values -1 to 0"),
     (WALK, torch.tensor([[0.5], [0.0]]), "got torch.float32"),
     (WALK, torch.tensor([[0, 1], [0, 1]]), r"shape \(2, 2\)"),
-    (WALK, torch.tensor([[0]]), r"each of 2 episodes, got torch.int64 of shape \(1, 1\)"),
+    (WALK, torch.tensor([[0]]), r"each of 2 rows, got torch.int64 of shape \(1, 1\)"),
     (WALK, torch.tensor([0, 0]), r"shape \(2,\)"),
     (replace(WALK, actions=Box(-1.0, 1.0, 1)), torch.tensor([[1.01], [0]]), r"\[-1.0, 1.0\] .*values 0 to 1.01"),
     (replace(WALK, actions=Box(-1.0, 1.0, 1)), torch.tensor([[math.nan], [0]]), "values nan"),
@@ -248,9 +248,10 @@ def fakes(draw):
     next_state = np.concatenate([np.append(state[a + 1:b], last[e:e + 1], axis=0)
                                  for e, (a, b) in enumerate(pairwise(start))])
     action = draw(arrays(np.int64, (rows, 1)) | arrays(np.float64, (rows, 3), elements=number))
+    agent = draw(arrays(np.int64, (count,), elements=st.integers(0, 2 ** 62)))
     return Episodes(draw(st.text(max_size=9)), draw(st.text(max_size=9)), draw(st.integers(0, 2 ** 63)),
-                    draw(arrays(np.float64, (count, 1), elements=number)), draw(arrays(np.int64, (count,))), start, state,
-                    action, next_state, draw(arrays(np.float64, (rows,), elements=number)), draw(arrays(np.bool_, (count,))))
+                    draw(arrays(np.float64, (count, 1), elements=number)), agent, start, state, action, next_state,
+                    draw(arrays(np.float64, (rows,), elements=number)), draw(arrays(np.bool_, (count,))))
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +265,18 @@ def test_load_gives_back_what_was_saved(folder, episodes):
     save(folder / "fake.npz", episodes)
     assert equal(load(folder / "fake.npz"), episodes)
     assert [p.name for p in folder.iterdir()] == ["fake.npz"]      # nothing partial stays behind
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    ({"next_state": lambda x: x + 1}, "next_state: expected each row's to be the following row's state"),
+    ({"reward": lambda x: x * np.nan}, "reward: .* values are NaN or Inf"),
+])
+def test_what_would_not_come_back_is_not_saved(tmp_path, change, text):
+    episodes = some(WALK)
+    broken = replace(episodes, **{name: edit(getattr(episodes, name)) for name, edit in change.items()})
+    with pytest.raises(ValueError, match=text):
+        save(tmp_path / "broken.npz", broken)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

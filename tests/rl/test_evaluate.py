@@ -122,7 +122,7 @@ def test_a_simulator_of_the_wrong_agent_errs():
 
 def test_too_short_episodes_only_are_refused():
     covariates = agents(CARTPOLE, 5, seed=0)
-    with pytest.raises(ValueError, match="agent 2: expected test episodes longer than 11 steps, got none of 3"):
+    with pytest.raises(ValueError, match="agent 2: expected test episodes longer than 10 steps, got none of 3"):
         prediction_error(CARTPOLE, TrueEnv(CARTPOLE, covariates), covariates, [2], Push(), episodes=3, seed=0)
 
 
@@ -143,7 +143,7 @@ def test_predictions_that_are_no_numbers_are_refused(lost):
 def test_no_episodes_are_refused(ask):
     covariates = agents(CARTPOLE, 5, seed=0)
     first = (TrueEnv(CARTPOLE, covariates), covariates, [0], Push()) if ask is prediction_error else (Push(), covariates, [0])
-    with pytest.raises(ValueError, match="episodes: expected a number >= 1, got 0"):
+    with pytest.raises(ValueError, match="episodes: expected a whole number >= 1, got 0"):
         ask(CARTPOLE, *first, episodes=0, seed=0)
 
 

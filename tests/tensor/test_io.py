@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from lowrank_rl import files
 from lowrank_rl.rng import numpy_stream
 from lowrank_rl.tensor import AdamConfig, Categorical, FunctionalCP, Neural, io
 from lowrank_rl.tensor.modes import INITS
@@ -223,7 +224,7 @@ def test_a_save_that_fails_halfway_leaves_the_old_file_and_no_litter(tmp_path, m
             Path(arguments[1]).write_bytes(b"half a")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*((io, "save_file") if step == "write" else (io.os, "replace")), full_disk)
+    monkeypatch.setattr(*((io, "save_file") if step == "write" else (files.os, "replace")), full_disk)
     with pytest.raises(ValueError, match=r"model: expected a place that can be written, got .*No space left on device"):
         new.save(tmp_path / "model")
     monkeypatch.undo()

@@ -10,6 +10,7 @@ import torch
 import tyro
 
 from lowrank_rl import check
+from lowrank_rl.files import whole
 from lowrank_rl.rl import data
 from lowrank_rl.rl.bench import cases, report, run
 from lowrank_rl.rl.bench.console import Display
@@ -97,7 +98,7 @@ def _run(options: Options) -> int:
     environment = cases.ENVIRONMENTS[options.env]
     out = options.out or Path("runs") / options.env
     if options.list:
-        _print_list(cells, Store(out).load(), options.device, options.jobs or _default_jobs(options.device))
+        _print_list(out, cells, Store(out).load(), options.device, options.jobs or _default_jobs(options.device))
         return 0
     with locked(out):
         store = Store(out)
@@ -112,7 +113,10 @@ def _run(options: Options) -> int:
                 keeper = _Keeper(store, display, {str(cell): cell for cell in todo})
                 run_tasks(tasks, options.jobs or _default_jobs(options.device), keeper)
                 failures = keeper.failures
-        _report(out, environment, cells, store.load())
+        records = store.load()
+        alike = [cell for cell in records if cell.environment == options.env
+                 and (cell.budget, cell.settings) == (options.budget, options.settings)]
+        _report(out, environment, list(dict.fromkeys([*cells, *alike])), records)
     return 1 if failures else 0
 
 
@@ -140,7 +144,7 @@ def _cells(options: Options) -> list[Cell]:
         check.count("--seeds", options.seeds)
     if options.jobs is not None:
         check.count("--jobs", options.jobs)
-    cases.known_device(options.device)
+    check.device(options.device)
     seeds = options.seeds or cases.BUDGETS[options.budget, options.env].seeds
     return list(dict.fromkeys(
         Cell(options.env, dataset if cases.METHODS[method].learns else "none", method, agent, seed, options.settings,
@@ -187,12 +191,13 @@ def _report(out: Path, environment: Any, cells: list[Cell], records: dict[Cell, 
     blocks = [title, text, notes, *(f"```\n{card}\n```" for card in cards),
               *(f"![{picture.stem}]({picture.name})" for picture in pictures)]
     path = out / f"report-{first.budget}-{first.settings}.md"
-    path.write_text("\n\n".join(blocks) + "\n")
+    with whole(path) as partial:
+        partial.write_text("\n\n".join(blocks) + "\n")
     print("\n" + "\n\n".join([*cards, text, notes]))
     print("\n".join(["", f"report    {path}", *(f"picture   {picture}" for picture in pictures)]))
 
 
-def _print_list(cells: list[Cell], records: dict[Cell, Record], device: str, jobs: int) -> None:
+def _print_list(out: Path, cells: list[Cell], records: dict[Cell, Record], device: str, jobs: int) -> None:
     """Every cell, whether it is done, and what it would cost."""
     torch.set_num_threads(1)     # as in the workers
     total, costs = 0.0, {}
@@ -205,11 +210,11 @@ def _print_list(cells: list[Cell], records: dict[Cell, Record], device: str, job
         cost = 0.0 if state == "done" else acting
         if cost and (*key, cell.seed) not in trained:
             trained.add((*key, cell.seed))
-            cost += training
+            cost += 0.0 if run.model_path(out, cell).exists() else training
         total += cost
         print(f"{state:6}  {cell}  {f'{cost / 3600:.2f} h' if cost >= 360 else f'{cost:.0f} s' if cost else ''}")
     print(f"{len(cells)} cells; about {total / 3600:.2f} hours of one worker, {total / 3600 / jobs:.2f} with {jobs}, "
-          "from a probe of this machine (data collection and pictures not counted)")
+          "from a probe of this machine (data collection, prediction errors and pictures not counted)")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from lowrank_rl import rng
 from lowrank_rl.rl import data
 from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.bench.store import Cell
-from lowrank_rl.rl.contracts import Environment, EpisodeView, Transitions
+from lowrank_rl.rl.contracts import Environment, Transitions, fresh_view
 from lowrank_rl.rl.models.persim import PerSim, fit_persim
 from lowrank_rl.rl.models.true_env import TrueEnv
 
@@ -19,7 +19,7 @@ PROBE_BATCHES = 8
 
 
 def seconds(cell: Cell, device: str) -> tuple[float, float]:
-    """(training shared by the cells of all agents, this cell's evaluation), in seconds on this machine."""
+    """(training shared by the cells of all agents, this cell's acting), in seconds on this machine."""
     environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
     method = cases.METHODS[cell.method]
     logged, acted = TYPICAL[cell.environment]
@@ -53,9 +53,7 @@ def _decision(environment: Environment, cell: Cell, model: PerSim | TrueEnv, epi
     """Seconds to plan one step of all episodes of one agent."""
     policy = cases.planning_policy(cell.settings, environment, model)
     state = torch.cat([environment.reset(1, generator=rng.stream(0, "probe", i)) for i in range(episodes)])
-    view = EpisodeView(torch.arange(episodes), torch.zeros(episodes, dtype=torch.int64), state,
-                       state.new_zeros(episodes, 0, state.shape[1]), state.new_zeros(episodes, 0, 1),
-                       torch.zeros((episodes, 0), dtype=torch.bool))
+    view = fresh_view(torch.zeros(episodes, dtype=torch.int64), state, environment.actions.size)
     generators = [rng.stream(0, "probe", i) for i in range(episodes)]
     policy.reset(view.agent)
     policy.act(view, generators=generators)     # warms up compiled code

@@ -10,11 +10,9 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from lowrank_rl.rl import data
 from lowrank_rl.rl.bench import report, run
 from lowrank_rl.rl.bench.store import Cell, Record
 from lowrank_rl.rl.contracts import Environment
-from lowrank_rl.rl.models.persim import PerSim
 
 mpl.use("Agg")
 COLORS = {"persim": "#0072b2", "pooled": "#d55e00", "true-env-mpc": "#009e73", "uniform": "#7f7f7f"}   # colour-blind safe
@@ -48,8 +46,7 @@ def trajectories(out: Path, environment: Environment, cells: list[Cell]) -> Path
     figure, axes = plt.subplots(len(dims), len(agents), figsize=(2.7 * len(agents) + 0.6, 1.9 * len(dims) + 1.0),
                                 sharex=True, squeeze=False, layout="constrained")
     for cell in cells:
-        with np.load(run.trace_path(out, cell)) as trace:
-            true, predicted = trace["true"], trace["predicted"]
+        true, predicted = run.load_trace(out, cell)
         for row, d in enumerate(dims):
             axis = axes[row, agents.index(cell.agent)]
             steps, live = np.arange(1, len(true) + 1), np.isfinite(true[:, d])
@@ -96,8 +93,8 @@ def error_over_horizon(out: Path, environment: Environment, cells: list[Cell], r
 
 def latent_rows(out: Path, environment: Environment, cell: Cell) -> Path:
     """The first member's agent rows, flattened by PCA and by t-SNE, coloured by covariates that training never saw."""
-    rows = PerSim.load(run.model_path(out, cell)).rows[0].double().numpy()
-    covariates = data.load(run.data_path(out, cell)).covariates
+    rows = run.load_model(out, cell).rows[0].double().numpy()
+    covariates = run.load_data(out, cell).covariates
     rows = (rows - rows.mean(0)) / rows.std(0)
     rows = np.c_[rows, rows] if rows.shape[1] == 1 else rows     # a line, where the rank is 1
     with threadpool_limits(1):     # t-SNE's threads wait for each other: ten times slower where the cores are busy

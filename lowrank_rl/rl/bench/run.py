@@ -5,21 +5,26 @@ import json
 import platform
 import subprocess
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from lowrank_rl import rng
+from lowrank_rl import check, rng
+from lowrank_rl.files import whole
 from lowrank_rl.rl import data, evaluate
 from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.bench.store import Cell, Record
 from lowrank_rl.rl.contracts import DynamicsModel
 from lowrank_rl.rl.models.persim import PerSim, fit_persim
 from lowrank_rl.rl.models.true_env import TrueEnv
+from lowrank_rl.rl.policies.uniform import Uniform
 
 Say = Callable[[str, float], None]     # what is being done, and the share done
 
@@ -46,20 +51,67 @@ def check_files(out: Path, cells: Iterable[Cell]) -> None:
     """Refuse what an earlier run or a hand left in pieces, before anything runs.
 
     Raises:
-        ValueError: a corrupt or foreign data set or model.
+        ValueError: a corrupt or foreign data set, model or trace.
     """
-    learned = [cell for cell in cells if cases.METHODS[cell.method].learns]
-    for place, load in ((data_path, data.load), (model_path, PerSim.load)):
-        for path in sorted({place(out, cell) for cell in learned}):
-            if path.exists():
-                load(path)
+    for cell in cells:
+        if cases.METHODS[cell.method].learns:
+            for path, load in ((data_path(out, cell), load_data), (model_path(out, cell), load_model),
+                               (trace_path(out, cell), load_trace)):
+                if path.exists():
+                    load(out, cell)
+
+
+@lru_cache(maxsize=4)
+def load_data(out: Path, cell: Cell) -> data.Episodes:
+    """The data set of a cell.
+
+    Raises:
+        ValueError: missing, corrupt, or another one than the cell's.
+    """
+    path = data_path(out, cell)
+    episodes = data.load(path)
+    wanted = (cell.environment, cell.dataset, cell.seed, cases.BUDGETS[cell.budget, cell.environment].agents)
+    got = (episodes.environment, episodes.policy, episodes.seed, len(episodes))
+    if got != wanted:
+        raise ValueError(f"{path}: expected the data set {wanted} (environment, policy, seed, agents), got {got}; remove it")
+    return episodes
+
+
+def load_model(out: Path, cell: Cell) -> PerSim:
+    """The trained simulator of a cell.
+
+    Raises:
+        ValueError: missing, corrupt, or another one than the cell's.
+    """
+    path, environment = model_path(out, cell), cases.ENVIRONMENTS[cell.environment]
+    model = PerSim.load(path)
+    wanted = (len(environment.state_names), cases.BUDGETS[cell.budget, cell.environment].agents,
+              cases.METHODS[cell.method].personal)
+    got = (model.cp.outputs, model.rows.shape[1], model.personal)
+    if got != wanted:
+        raise ValueError(f"{path}: expected a model of {wanted} (state dimensions, agents, personal), got {got}; remove it")
+    return model
+
+
+def load_trace(out: Path, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+    """One test episode's true states (steps, D) and each member's predictions (M, steps, D).
+
+    Raises:
+        ValueError: missing or corrupt.
+    """
+    path = trace_path(out, cell)
+    try:
+        with np.load(path, allow_pickle=False) as trace:
+            return trace["true"], trace["predicted"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: expected a test episode, got a missing or corrupt file ({error}); remove it and its "
+                         "record") from error
 
 
 def make_data(out: Path, cell: Cell, say: Say) -> None:
     """Collect the data set of a cell, unless it is there."""
-    path = data_path(out, cell)
-    if path.exists():
-        data.load(path)
+    if data_path(out, cell).exists():
+        load_data(out, cell)
         return
     environment = cases.ENVIRONMENTS[cell.environment]
     count = cases.BUDGETS[cell.budget, cell.environment].agents
@@ -67,24 +119,24 @@ def make_data(out: Path, cell: Cell, say: Say) -> None:
     policy = cases.BEHAVIOUR[cell.dataset](environment)
     episodes = data.collect(environment, covariates, torch.arange(count), policy, seed=cell.seed, what=cell.dataset,
                             progress=lambda t, limit: say("collecting", t / limit))
-    data.save(path, episodes)
+    data.save(data_path(out, cell), episodes)
 
 
 def train(out: Path, cell: Cell, device: str, say: Say) -> None:
     """Train the simulator of a cell (shared by all its agents), unless it is there; resumes where it was killed."""
     path = model_path(out, cell)
     if path.exists():
-        PerSim.load(path)
+        load_model(out, cell)
         return
     environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
     config = cases.learning(cell.settings, cell.environment, budget)
-    episodes = data.load(data_path(out, cell))
+    episodes = load_data(out, cell)
 
     def progress(entry: dict) -> None:
         say(f"training, epoch {entry['epoch']}/{config.adam.epochs}, loss {entry['loss']:.2e}",
             entry["epoch"] / config.adam.epochs)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check.writable_folder(path.parent)
     model = fit_persim(episodes.transitions(), budget.agents, environment.actions, config,
                        seed=rng.integer(cell.seed, cell.environment, cell.method), device=device,
                        personal=cases.METHODS[cell.method].personal, progress=progress,
@@ -100,6 +152,8 @@ def settings_of(cell: Cell) -> dict:
         settings["learning"] = asdict(cases.learning(cell.settings, cell.environment, budget))
     if method.plans:
         settings["planning"] = asdict(cases.PLANNING[cell.settings, cell.environment])
+        if (cell.settings, cell.environment) in cases.FROM_MEAN:
+            settings["planning"]["members"] = "start each step from their mean"
     return json.loads(json.dumps(settings))
 
 
@@ -113,7 +167,7 @@ def run_cell(out: Path, cell: Cell, device: str, say: Say) -> Record:
     model: DynamicsModel | None = None
     results: dict = {}
     if method.learns:
-        model = PerSim.load(model_path(out, cell))
+        model = load_model(out, cell)
         model.module.to(device)
         say("prediction error", 0.0)
         error = evaluate.prediction_error(environment, model, covariates, [number], cases.TEST_POLICIES[cell.environment](),
@@ -124,23 +178,19 @@ def run_cell(out: Path, cell: Cell, device: str, say: Say) -> Record:
                     "training": {**model.cp.history_[-1], "stopped": model.cp.stopped_}}
     elif method.plans:
         model = TrueEnv(environment, covariates)
-    policy = cases.BEHAVIOUR["random"](environment)
-    if model is not None:
-        policy = cases.planning_policy(cell.settings, environment, model)
+    policy = cases.planning_policy(cell.settings, environment, model) if model else Uniform(environment.actions)
     totals, episodes = evaluate.returns(environment, policy, covariates, [number], episodes=budget.return_episodes,
                                         seed=cell.seed, max_steps=budget.return_steps,
                                         progress=lambda t, limit: say(f"acting, step {t}", t / limit))
-    return Record(cell, "done", returns=totals[0].tolist(), lengths=episodes.lengths.tolist(),
-                  config=settings_of(cell), non_finite=getattr(policy, "non_finite", 0), commit=_commit(), versions=_versions(),
+    return Record(cell, "done", returns=totals[0].tolist(), lengths=episodes.lengths.tolist(), config=settings_of(cell),
+                  non_finite=policy.non_finite if model else 0, commit=_commit(), versions=_versions(),
                   device=_device(device), seconds=time.monotonic() - started, **results)
 
 
 def _save_trace(path: Path, error: evaluate.PredictionError) -> None:
     """One episode's true and predicted states, for the pictures."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.stem + ".partial.npz")
-    np.savez(partial, true=error.true, predicted=error.predicted)
-    partial.replace(path)
+    with whole(path) as partial:
+        np.savez(partial, true=error.true, predicted=error.predicted)
 
 
 def _commit() -> str:
@@ -166,6 +216,5 @@ def _versions() -> dict[str, str]:
 
 
 def _device(device: str) -> str:
-    if torch.device(device).type == "cpu":
-        return f"cpu ({platform.machine()}, 1 thread)"
-    return torch.cuda.get_device_name(device)
+    kind = torch.device(device).type
+    return torch.cuda.get_device_name(device) if kind == "cuda" else f"{kind} ({platform.machine()}, 1 thread)"

@@ -22,7 +22,7 @@ class Cell:
     agent: int         # 1..5, as in the paper's tables
     seed: int
     settings: str      # "best" or "paper"
-    budget: str        # "quick", "small" or "paper"
+    budget: str        # "tiny", "quick", "small" or "paper"
 
     def __str__(self) -> str:
         return f"{self.environment}/{self.dataset}/{self.method}/agent {self.agent}/seed {self.seed}"
@@ -123,7 +123,11 @@ def locked(folder: Path) -> Iterator[None]:
         ValueError: it cannot be written, or another run is using it.
     """
     check.writable_folder(folder)
-    with open(folder / ".lock", "w") as file:
+    try:
+        file = open(folder / ".lock", "w")     # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise ValueError(f"folder {folder}: expected one that can be written, got '{error}'; name another --out") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

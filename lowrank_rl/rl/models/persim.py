@@ -17,7 +17,7 @@ from lowrank_rl import check
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
 from lowrank_rl.rl.models.fused import WIDEST, rollout_discrete
 from lowrank_rl.rl.unroll import rollout
-from lowrank_rl.tensor import AdamConfig, Categorical, FunctionalCP, Neural
+from lowrank_rl.tensor import AdamConfig, Categorical, FunctionalCP, Neural, io
 
 AGENT, STATE, ACTION = 0, 1, 2     # the modes
 
@@ -35,12 +35,11 @@ class PerSimConfig:
 
 
 class PerSim:
-    """A DynamicsModel whose context is the agent's latent row; one trained without agents has one row for everybody."""
+    """A DynamicsModel whose context is the agent's latent row; if not ``personal``, everybody's is the first."""
 
-    def __init__(self, cp: FunctionalCP) -> None:
-        self.cp, self.module = cp, cp.module_
+    def __init__(self, cp: FunctionalCP, personal: bool) -> None:
+        self.cp, self.module, self.personal = cp, cp.module_, personal
         self.members = cp.members
-        self.personal = cp.modes[AGENT].size > 1
 
     @property
     def rows(self) -> Tensor:
@@ -53,8 +52,8 @@ class PerSim:
         return self.module.scale
 
     def context(self, view: EpisodeView) -> Tensor:
+        check.within("agent", view.agent, self.rows.shape[1])
         agent = view.agent if self.personal else torch.zeros_like(view.agent)
-        check.within("agent", agent, self.rows.shape[1])
         return self.rows[:, agent.to(self.rows.device)]
 
     @torch.no_grad()
@@ -96,17 +95,14 @@ class PerSim:
         return tuple(x.to(module.dtype) for x in (weight, bias, out_weight, out_bias + module.center))
 
     def save(self, path: str | Path) -> None:
-        self.cp.save(path)
+        tensors, header = self.cp.pack()
+        io.save(path, "PerSim", tensors, {**header, "personal": self.personal})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Raises ValueError for a missing, corrupt or foreign file."""
-        cp = FunctionalCP.load(path)
-        kinds = [type(mode) for mode in cp.modes]
-        if len(kinds) != 3 or kinds[:2] != [Categorical, Neural] or cp.outputs != cp.modes[STATE].inputs:
-            raise ValueError(f"{path}: expected a PerSim file with modes agent, state and action, got a FunctionalCP with "
-                             f"modes {[kind.__name__ for kind in kinds]} and {cp.outputs} outputs")
-        return cls(cp)
+        tensors, header = io.load(path, "PerSim")
+        return cls(FunctionalCP.unpack(path, tensors, header), header["personal"])
 
 
 def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: PerSimConfig, *, seed: int,
@@ -117,13 +113,17 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
     ``personal=False`` hides from the model who acts: the ``pooled`` baseline, what personalisation is worth.
 
     Raises:
-        ValueError: shapes that disagree, NaN or Inf, an agent out of range or without a transition.
+        ValueError: shapes that disagree, NaN or Inf, an agent out of range or without a transition, an action outside
+            the bounds.
     """
+    check.count("agents", agents)
+    data = Transitions(*(torch.as_tensor(x) for x in (data.agent, data.state, data.action, data.next_state)))
     check.shapes(agent=(data.agent, "B"), state=(data.state, "B D"), action=(data.action, "B A"),
                  next_state=(data.next_state, "B D"))
+    if data.agent.is_floating_point():
+        raise ValueError(f"agent: expected integers 0..{agents - 1}, got {data.agent.dtype}; number the agents")
     check.within("agent", data.agent, agents)
-    if data.action.shape[1] != actions.size:
-        raise ValueError(f"action: expected {actions.size} columns, got {data.action.shape[1]}")
+    actions.check(data.action, len(data.action))
     missing = (torch.bincount(data.agent, minlength=agents) == 0).nonzero()[:, 0].tolist()
     if missing:
         raise ValueError(f"agents: expected data of each of {agents} agents, got none of {len(missing)} "
@@ -131,11 +131,11 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
     D = data.state.shape[1]
     action_mode = Categorical(actions.n, init=config.init) if isinstance(actions, Discrete) else \
         Neural(actions.size, hidden=config.action_hidden, precision=config.precision)
-    cp = FunctionalCP([Categorical(agents if personal else 1, init=config.init),
+    cp = FunctionalCP([Categorical(agents, init=config.init),
                        Neural(D, hidden=config.state_hidden, precision=config.precision), action_mode],
                       rank=config.rank, outputs=D, output_mode=STATE, members=config.members,
                       normalize=config.normalize, solver=config.adam, random_state=seed, device=device)
     action = data.action[:, 0] if isinstance(actions, Discrete) else data.action
     agent = data.agent if personal else torch.zeros_like(data.agent)
     cp.fit((agent, data.state, action), data.next_state - data.state, progress=progress, checkpoint=checkpoint)
-    return PerSim(cp)
+    return PerSim(cp, personal)

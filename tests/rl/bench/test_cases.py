@@ -159,13 +159,13 @@ def test_an_unknown_name_lists_the_known_ones(what, names):
 
 
 def test_devices():
-    assert cases.known_device("cpu") == "cpu"
+    assert check.device("cpu") == "cpu"
     for name in ("nowhere", "", "cuda:99"):
-        with pytest.raises(ValueError, match=f"device '{name}': expected one that torch can use here, got '.+'; use --dev"):
-            cases.known_device(name)
+        with pytest.raises(ValueError, match=f"device '{name}': expected one that torch can use here, got '.+'; use 'cpu'"):
+            check.device(name)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the refusal is for machines without a GPU")
 def test_cuda_without_a_gpu_is_refused():
     with pytest.raises(ValueError, match="device 'cuda': expected one that torch can use here"):
-        cases.known_device("cuda")
+        check.device("cuda")

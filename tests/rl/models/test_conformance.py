@@ -8,6 +8,7 @@ import torch
 
 from lowrank_rl.rl.contracts import Box, Discrete, DynamicsModel, EpisodeView, Transitions
 from lowrank_rl.rl.envs import cartpole, mountaincar
+from lowrank_rl.rl.models.ensemble_mean import EnsembleMean
 from lowrank_rl.rl.models.persim import PerSimConfig, fit_persim
 from lowrank_rl.rl.models.true_env import TrueEnv
 from lowrank_rl.rl.unroll import rollout
@@ -23,7 +24,6 @@ class Case:
     model: DynamicsModel
     actions: Discrete | Box
     start: torch.Tensor        # (B, D) states it may be asked about
-    knows_agents: bool = True
     close: float = 1e-12       # how well two ways to the same number agree
 
 
@@ -36,20 +36,26 @@ def persim(actions, dims, personal, hidden=(8,)):
     change = 0.3 * (1 + agent[:, None]) * state.sin() + action.double().sum(1, keepdim=True)
     data = Transitions(agent, state, action, state + 0.1 * change)
     config = PerSimConfig(rank=3, members=3, state_hidden=hidden, action_hidden=(8,), adam=AdamConfig(epochs=3, batch=20))
-    return Case(fit_persim(data, AGENTS, actions, config, seed=0, personal=personal), actions, state[:B], personal, 2e-5)
+    return Case(fit_persim(data, AGENTS, actions, config, seed=0, personal=personal), actions, state[:B], 2e-5)
 
 
 def true_env(environment, close=1e-12):
     covariates = torch.tensor(environment.test_agents, dtype=torch.float64)
     start = environment.reset(B, generator=stream(0, "conformance", environment.name))
-    return Case(TrueEnv(environment, covariates), environment.actions, start, True, close)
+    return Case(TrueEnv(environment, covariates), environment.actions, start, close)
 
 
 def cheetah():
     return true_env(pytest.importorskip("lowrank_rl.rl.envs.halfcheetah").ENVIRONMENT, 1e-5)   # its solver starts warm
 
 
+def mean_of(case):
+    return Case(EnsembleMean(case.model), case.actions, case.start, case.close)
+
+
 CASES = {
+    "ensemble-mean-discrete": lambda: mean_of(persim(Discrete(3), 2, True)),
+    "ensemble-mean-continuous": lambda: mean_of(persim(Box(-1.0, 1.0, 2), 3, True)),
     "persim-discrete": lambda: persim(Discrete(3), 2, True),
     "persim-discrete-deep": lambda: persim(Discrete(3), 2, True, hidden=(8, 8)),
     "persim-discrete-wide-state": lambda: persim(Discrete(3), 6, True),     # more dimensions than the fused loop holds
@@ -180,9 +186,6 @@ def test_inputs_are_left_alone(case):
 @pytest.mark.parametrize("stranger", [-1, AGENTS])
 def test_an_agent_out_of_range_is_refused(case, stranger):
     agent = torch.tensor([0, stranger, 1])
-    if not case.knows_agents:
-        assert case.model.context(view(agent, case.start[:3])).shape[1] == 3     # everybody is the same to it
-        return
     with pytest.raises(ValueError, match=r"agent: expected integers 0\.\.4, got values"):
         case.model.context(view(agent, case.start[:3]))
 
