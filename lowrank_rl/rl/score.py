@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from lowrank_rl.rl.contracts import Environment
+from lowrank_rl.rl.envs import cartpole
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -22,6 +23,19 @@ def total_reward(environment: Environment) -> Score:
         over = environment.ended(next_state).cummax(-1).values
         return environment.reward(states[..., :-1, :], actions, next_state).masked_fill(over, 0).sum(-1)
     return score
+
+
+def cartpole_margin(states: Tensor, actions: Tensor) -> Tensor:
+    """CartPole's steps before the predicted end, each worth up to a tenth less the nearer it comes to a limit.
+
+        sum_t alive_t (1 - 0.05 ((position / limit)^2 + (angle / limit)^2))
+
+    Plain rewards tie among all plans that stand, so the cart drifts to where no data are and the simulators are wrong.
+    """
+    next_state = states[..., 1:, :]
+    alive = (~cartpole.ended(next_state)).cumprod(-1)
+    near = (next_state[..., 0] / cartpole.FAR).square() + (next_state[..., 2] / cartpole.TILT).square()
+    return ((1 - 0.05 * near).masked_fill(alive == 0, 0)).sum(-1)
 
 
 def mountaincar_bonus(states: Tensor, actions: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lowrank_rl.rl.envs import cartpole, mountaincar
-from lowrank_rl.rl.score import mountaincar_bonus, total_reward
+from lowrank_rl.rl.score import cartpole_margin, mountaincar_bonus, total_reward
 
 
 def poles(*angles):
@@ -32,6 +32,17 @@ def still(states):
 def test_cartpole_counts_the_steps_before_the_fall(angles, worth):
     states = poles(*angles)
     assert float(total_reward(cartpole.ENVIRONMENT)(states, still(states))) == worth
+
+
+def test_the_cartpole_margin_breaks_ties_and_nothing_else():
+    limit = 12 * math.pi / 180
+    middle, leaning, fallen = poles(0, 0, 0, 0), poles(0, 0, limit / 2, 0), poles(0, 0, 0, 0.3)
+    far = middle.clone()
+    far[1:, 0] = 1.2                                                    # half way to the end of the track, three times
+    worth = [float(cartpole_margin(states, still(states))) for states in (middle, leaning, far, fallen)]
+    assert worth == pytest.approx([3, 3 - 0.05 / 4, 3 - 3 * 0.05 / 4, 2])
+    assert cartpole_margin(poles(0, 0, 0.3, math.nan), still(middle)) == 1
+    assert cartpole_margin(poles(0, 0, math.nan, 0.3), still(middle)).isnan()
 
 
 @pytest.mark.parametrize(("positions", "velocity", "worth"), [
