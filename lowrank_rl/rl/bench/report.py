@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 
@@ -42,7 +43,7 @@ def tables(environment: Environment, cells: Iterable[Cell], records: dict[Cell, 
             texts = [_ours([records.get(c) for c in mine if c.agent == agent], metric) for agent in agents]
             if metric == "reward" or any(text not in ("", "missing") for text in texts):
                 rows.append([method, dataset, "ours", *texts])
-            published = [paper(next(c for c in mine if c.agent == agent), metric) for agent in agents]
+            published = [paper(replace(mine[0], agent=agent), metric) for agent in agents]
             if any(published):
                 rows.append([method, dataset, "paper", *(_published(p, notes) for p in published)])
         if rows:

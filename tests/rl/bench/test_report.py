@@ -48,6 +48,13 @@ def test_one_seed_gives_the_spread_over_episodes():
     assert rows(text, "50-step prediction error, median R2")["persim", "random", "ours"] == ["0.500", "-3"]
 
 
+def test_a_method_that_has_not_run_on_every_agent_leaves_gaps():
+    mine = [cell(agent=1), cell(agent=2), cell("pooled", agent=1)]
+    table = rows(tables(mine, [done(c, [-50.0]) for c in mine]), "Average return")
+    assert table["pooled", "random", "ours"] == ["-50", "missing"]
+    assert table["persim", "random", "paper"] == ["-57.7 ± 5.6", "-74.3 ± 6.4"]       # Table 9
+
+
 def test_several_seeds_give_the_spread_over_seeds():
     mine = [cell(seed=s) for s in range(3)]
     records = [done(c, [x - 5, x + 5], rmse=e, r2=1.0)
