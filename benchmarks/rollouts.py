@@ -1,4 +1,4 @@
-"""How much the fast paths save, side by side in one run on one thread: ratios, and how far the numbers move.
+"""How much the fast paths save, side by side in one run on one thread: ratios, and how far the numbers move (relative, in 10 steps).
 
     python benchmarks/rollouts.py        # about a minute
 
@@ -66,7 +66,8 @@ def main() -> None:
         environment = cases.ENVIRONMENTS[name]
         model, _ = trained(environment, cases.LEARNING["best", name])
         asked = question(environment, model, 1000, 50)
-        moved = float((model.rollout(*asked) - unroll.rollout(model, *asked))[..., :10, :].abs().max())     # in 10 steps
+        plain = unroll.rollout(model, *asked)[..., :10, :]      # later, float32's rounding grows with an unstable pole
+        moved = float((model.rollout(*asked)[..., :10, :] - plain).abs().max() / plain.abs().max())
         compare(f"{name}: 1000 plans x 50 steps x 5 members, fused loop", seconds(partial(unroll.rollout, model, *asked)),
                 seconds(partial(model.rollout, *asked)), moved)
 
