@@ -1,4 +1,4 @@
-"""How much the fast paths save, side by side in one run on one thread: ratios, and how far the numbers move (relative, in 10 steps).
+"""How much the fast paths save, side by side in one run on one thread: ratios, and how far the numbers move in 10 steps.
 
     python benchmarks/rollouts.py        # about a minute
 
