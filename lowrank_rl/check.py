@@ -37,12 +37,6 @@ def finite(name: str, array: torch.Tensor | np.ndarray) -> None:
                          f"are NaN or Inf, the first at {first}; expected finite numbers, so drop or repair those rows")
 
 
-def at_least(name: str, value: int | float, low: int | float) -> None:
-    """Refuse a number below ``low`` (or NaN)."""
-    if isinstance(value, bool) or not value >= low:
-        raise ValueError(f"{name}: expected a number >= {low}, got {value!r}")
-
-
 def count(name: str, value: int, low: int = 1) -> None:
     """Refuse what is not a whole number, or is one below ``low``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < low:

@@ -35,14 +35,13 @@ class Method:
     learns: bool       # trains a simulator from a data set
     plans: bool        # acts by planning in a model
     personal: bool     # knows which agent it deals with
-    words: str
 
 
 METHODS = {
-    "persim": Method(True, True, True, "PerSim: one simulator per agent by functional tensor completion, then MPC"),
-    "pooled": Method(True, True, False, "the same ensemble and planner without an agent input"),
-    "true-env-mpc": Method(False, True, True, "the same planner with the true dynamics"),
-    "uniform": Method(False, False, False, "uniformly random actions"),
+    "persim": Method(True, True, True),   # PerSim: one simulator per agent by functional tensor completion, then MPC
+    "pooled": Method(True, True, False),   # the same ensemble and planner without an agent input
+    "true-env-mpc": Method(False, True, True),   # the same planner with the true dynamics
+    "uniform": Method(False, False, False),   # uniformly random actions
 }
 
 LEARNING = {
