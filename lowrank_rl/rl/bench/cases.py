@@ -70,7 +70,8 @@ PLANNING = {
     ("paper", "mountaincar"): Planning(ShootingConfig(horizon=50, candidates=1000), "mountaincar bonus"),
     ("paper", "cartpole"): Planning(ShootingConfig(horizon=50, candidates=1000), "total reward"),
     ("paper", "halfcheetah"): Planning(CEMConfig(), "total reward"),
-    ("best", "mountaincar"): Planning(ShootingConfig(horizon=50, candidates=1000), "mountaincar bonus"),
+    # persistent pushes see far: with the true model near the optimum of dynamic programming, without the bonus
+    ("best", "mountaincar"): Planning(ShootingConfig(horizon=150, candidates=300, stay=(0.0, 0.9, 0.97)), "total reward"),
     ("best", "cartpole"): Planning(ShootingConfig(horizon=50, candidates=1000), "cartpole margin"),
     # the price is not clean: the best of three in first trials on the test agents' true environments, one run each
     ("best", "halfcheetah"): Planning(CEMConfig(), "total reward", price=4.0),
