@@ -10,12 +10,16 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lowrank_rl import check
 from lowrank_rl.rng import numpy_stream
+from lowrank_rl.tensor import io
 from lowrank_rl.tensor.observed import numbers, rows, sizes
 
 
@@ -23,7 +27,8 @@ from lowrank_rl.tensor.observed import numbers, rows, sizes
 class CP:
     """[[weights; factors[0], ..., factors[K-1]]]: K modes, rank R (K&B sec. 3).
 
-    Takes NumPy arrays, torch tensors or lists and keeps its own float64 copies.
+    Takes NumPy arrays, torch tensors or lists and keeps its own float64 copies. ``a + b``, ``a - b``, ``-a``, ``c * a``
+    and ``a / c`` are those of tensors; a sum has the terms of both, so its rank is the sum of the ranks.
 
     Raises:
         ValueError: fewer than two factors, NaN or Inf, or factors whose numbers of columns disagree with the weights.
@@ -31,6 +36,8 @@ class CP:
 
     weights: np.ndarray               # (R,)
     factors: tuple[np.ndarray, ...]   # factors[k]: (size of mode k, R)
+
+    __array_ufunc__ = None   # so that a NumPy number leaves c * a to CP
 
     def __post_init__(self) -> None:
         weights = numbers("weights", self.weights)
@@ -78,6 +85,43 @@ class CP:
 
         return tensorly.cp_tensor.CPTensor((tensorly.tensor(self.weights), [tensorly.tensor(f) for f in self.factors]))
 
+    @classmethod
+    def from_pyttb(cls, tensor: Any) -> CP:
+        """From pyttb's ``ktensor``, by copies."""
+        try:
+            return cls(tensor.weights, tensor.factor_matrices)
+        except AttributeError as error:
+            raise ValueError(f"tensor: expected a pyttb.ktensor, got {type(tensor).__name__}") from error
+
+    def to_pyttb(self) -> Any:
+        """The same as pyttb's ``ktensor``, in its own copies (Fortran order, as pyttb keeps them)."""
+        import pyttb  # here, because it is optional
+
+        return pyttb.ktensor([np.array(factor, order="F") for factor in self.factors], self.weights.copy(), copy=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write one file, whole or not at all.
+
+        Raises:
+            ValueError: the folder cannot be written or the disk is full; an older file of that name is untouched.
+        """
+        factors = {f"factor {k}": torch.from_numpy(factor) for k, factor in enumerate(self.factors)}
+        io.save(path, "CP", {"weights": torch.from_numpy(self.weights), **factors}, {"modes": len(self.factors)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> CP:
+        """Read what ``save`` wrote, bit for bit.
+
+        Raises:
+            ValueError: missing, corrupt or truncated file, or one of another kind or schema.
+        """
+        tensors, header = io.load(path, "CP")
+        try:
+            return cls(tensors["weights"], tuple(tensors[f"factor {k}"] for k in range(header["modes"])))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: expected a whole CP file, got one with missing or odd parts ({error}); "
+                             "restore it or make it again") from error
+
     @property
     def rank(self) -> int:
         """R, the number of terms. The tensor's own rank may be less (K&B sec. 3.1)."""
@@ -104,14 +148,54 @@ class CP:
         return (left @ self.factors[-1].T).reshape(self.shape)
 
     def norm(self) -> float:
-        """Frobenius norm, from the factors' Gram matrices: ||X||^2 = w' (A_0'A_0 * ... * A_K-1'A_K-1) w (K&B sec. 2.6).
+        """Frobenius norm: ||X||^2 = <X, X>, so without forming the tensor.
 
         Where large terms cancel, digits are lost: the absolute error is about 1e-8 times the norm of the largest term.
+        So ``(a - b).norm()`` cannot tell distances below 1e-8 ``a.norm()`` from 0; compare ``at`` some entries for those.
         """
-        gram = np.outer(self.weights, self.weights)
-        for factor in self.factors:
-            gram *= factor.T @ factor
-        return float(np.sqrt(max(gram.sum(), 0.0)))   # rounding may leave a small negative number
+        return float(np.sqrt(max(self.inner(self), 0.0)))   # rounding may leave a small negative number
+
+    def inner(self, other: CP) -> float:
+        """<X, Y>, the sum over all entries of X * Y, from w_X' (A_0'B_0 * ... * A_K-1'B_K-1) w_Y (K&B sec. 2.6).
+
+        The absolute error is about 1e-16 times the sum over pairs of terms of the products of their norms.
+        """
+        self._refuse_other_shape("a.inner(b)", other)
+        gram = np.outer(self.weights, other.weights)
+        for mine, theirs in zip(self.factors, other.factors, strict=True):
+            gram *= mine.T @ theirs
+        return float(gram.sum())
+
+    def permuted(self, modes: Sequence[int]) -> CP:
+        """Its modes in another order, as ``numpy.transpose(dense, modes)``."""
+        if len(modes) != len(self.shape) or {*modes} != {*range(len(self.shape))}:
+            raise ValueError(f"modes: expected each of 0..{len(self.shape) - 1} once, got {modes!r}")
+        return CP(self.weights, tuple(self.factors[int(k)] for k in modes))
+
+    def __add__(self, other: CP) -> CP:
+        if not isinstance(other, CP):
+            return NotImplemented
+        self._refuse_other_shape("a + b", other)
+        return CP(np.concatenate([self.weights, other.weights]),
+                  tuple(np.hstack(pair) for pair in zip(self.factors, other.factors, strict=True)))
+
+    def __sub__(self, other: CP) -> CP:
+        return self + -other if isinstance(other, CP) else NotImplemented
+
+    def __neg__(self) -> CP:
+        return CP(-self.weights, self.factors)
+
+    def __mul__(self, number: float) -> CP:
+        return CP(self.weights * float(number), self.factors) if isinstance(number, Real) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, number: float) -> CP:
+        if not isinstance(number, Real):
+            return NotImplemented
+        if number == 0:
+            raise ValueError("a / c: expected a number c other than 0, got 0")
+        return CP(self.weights / float(number), self.factors)
 
     def normalized(self) -> CP:
         """The same tensor with columns of length 1 and weights >= 0 in descending order (K&B sec. 3).
@@ -121,15 +205,19 @@ class CP:
         """
         units, weights = [], self.weights
         for factor in self.factors:
-            unit, length = _unit_columns(factor)
+            unit, length = unit_columns(factor)
             units.append(unit)
             weights = weights * length
         units[0] = np.where(weights < 0, -units[0], units[0])
         order = np.argsort(-np.abs(weights), kind="stable")
         return CP(np.abs(weights)[order], tuple(unit[:, order] for unit in units))
 
+    def _refuse_other_shape(self, what: str, other: CP) -> None:
+        if other.shape != self.shape:
+            raise ValueError(f"{what}: expected tensors of one shape, got {self.shape} and {other.shape}")
 
-def _unit_columns(factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+
+def unit_columns(factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Columns of length 1, and the lengths they had."""
     peak = np.abs(factor).max(axis=0)   # first, so that squares neither overflow nor vanish
     unit = factor / np.where(peak > 0, peak, 1)

@@ -24,6 +24,7 @@ class AdamConfig:
     epochs: int = 100              # passes over the training entries
     batch: int = 512               # entries per member and step
     learning_rate: float = 1e-3    # at the start
+    beta2: float = 0.999           # Adam's memory of squared gradients; less where rare entries err greatly, as at a wall
     schedule: str = "cosine"       # "constant"; "halve": halved after half of the epochs (PerSim); "cosine": down to 0
     held_out: float = 0.0          # fraction of entries kept out of training and scored after each epoch
     patience: int = 0              # stop after so many epochs without a better held-out loss, keep the best; 0: never
@@ -35,6 +36,8 @@ class AdamConfig:
         check.known("schedule", self.schedule, SCHEDULES)
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate!r}")
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"beta2: expected a share in [0, 1), got {self.beta2!r}")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out: expected a fraction in [0, 1), got {self.held_out!r}")
         if self.patience and not self.held_out:
@@ -69,7 +72,7 @@ def fit_adam(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, c
         raise ValueError(f"held_out: expected entries left to train on, got none of {len(target)}")
     if config.patience and kept_out == 0:
         raise ValueError(f"held_out: expected enough for patience, got {config.held_out} of {len(target)}, which is none")
-    optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate, fused=True)
+    optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
     keep = _Checkpoint(checkpoint, checkpoint_seconds, module, optimizer, generator,
                        _fingerprint(config, coordinates, target, module, generator) if checkpoint else "")
     history, best = keep.resume()

@@ -1,6 +1,8 @@
 """CP against numbers by hand, einsum and loops over the dense tensor, and TensorLy."""
 
 import string
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorly.cp_tensor import CPTensor, cp_norm, cp_to_tensor
 
+from lowrank_rl.tensor import io
 from lowrank_rl.tensor.cp import CP
 from lowrank_rl.tensor.observed import Observed
 
@@ -124,6 +127,129 @@ def test_tensorly_without_weights_and_with_torch():
         assert isinstance(tensor, CPTensor)
         assert isinstance(tensor.factors[0], torch.Tensor)
         np.testing.assert_array_equal(CP.from_tensorly(tensor).dense(), HAND_DENSE)
+
+
+# Arithmetic
+
+@st.composite
+def pairs(draw):
+    """Two of one shape, of other ranks."""
+    one = draw(cps())
+    return one, CP.random(one.shape, draw(st.integers(1, 4)), seed=draw(st.integers(0, 10**6)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(pairs(), st.sampled_from([-2.5, 0, 3, np.float64(0.5), np.int64(4)]))
+def test_arithmetic_is_that_of_dense_tensors(pair, c):
+    a, b = pair
+    x, y = by_einsum(a), by_einsum(b)
+    atol = 1e-11 * (1 + np.abs(x).max())
+    np.testing.assert_allclose((a + b).dense(), x + y, atol=atol)
+    np.testing.assert_allclose((a - b).dense(), x - y, atol=atol)
+    np.testing.assert_allclose((-a).dense(), -x, atol=atol)
+    np.testing.assert_allclose((c * a).dense(), float(c) * x, atol=atol)
+    np.testing.assert_allclose((a * c).dense(), float(c) * x, atol=atol)
+    if c:
+        np.testing.assert_allclose((a / c).dense(), x / float(c), atol=atol)
+    assert (a + b).rank == a.rank + b.rank
+    scale = np.linalg.norm(x) * np.linalg.norm(y)
+    assert a.inner(b) == pytest.approx((x * y).sum(), abs=1e-9 * (1 + scale + np.abs(a.weights).sum()))
+    assert a.inner(b) == pytest.approx(b.inner(a), rel=1e-9, abs=1e-9)
+    assert (a - b).norm() == pytest.approx(np.linalg.norm(x - y), abs=1e-6 * (1 + np.abs(a.weights).sum()))
+    assert (a - a).norm() <= 1e-6 * (1 + np.abs(a.weights).sum())
+
+
+def test_arithmetic_by_hand():
+    other = CP([2], ([[1], [0]], [[0], [1]], [[1], [0]]))   # 2 at (0, 1, 0) and 0 elsewhere
+    assert HAND.inner(other) == 26
+    np.testing.assert_array_equal((HAND - 3 * other).dense(), np.array(HAND_DENSE) - [[[0, 0], [6, 0]], [[0, 0], [0, 0]]])
+
+
+@settings(deadline=None, max_examples=40)
+@given(cps(), st.randoms())
+def test_permuted_is_transpose(cp, random):
+    modes = random.sample(range(len(cp.shape)), len(cp.shape))
+    np.testing.assert_allclose(cp.permuted(modes).dense(), by_einsum(cp).transpose(modes), atol=1e-10)
+    np.testing.assert_array_equal(cp.permuted(modes).permuted(np.argsort(modes)).dense(), cp.dense())
+
+
+def test_arithmetic_refuses():
+    other = CP.random((2, 2, 3), 1, seed=0)
+    for act, what in ((lambda: HAND + other, r"a \+ b"), (lambda: HAND - other, r"a \+ b"),
+                      (lambda: HAND.inner(other), r"a.inner\(b\)")):
+        with pytest.raises(ValueError, match=what + r": expected tensors of one shape, got \(2, 2, 2\) and \(2, 2, 3\)"):
+            act()
+    with pytest.raises(ValueError, match="a / c: expected a number c other than 0, got 0"):
+        HAND / 0
+    with pytest.raises(ValueError, match="weights: 2 of 2 values are NaN or Inf"):
+        HAND * np.nan
+    for modes in ([0, 1], [0, 1, 1], [1, 2, 3], [0, 1, 2, 0]):
+        with pytest.raises(ValueError, match="modes: expected each of 0..2 once, got"):
+            HAND.permuted(modes)
+    for act in (lambda: HAND + 1, lambda: 1 + HAND, lambda: HAND - 1, lambda: HAND * HAND, lambda: HAND / "2",
+                lambda: np.ones(2) * HAND, lambda: 1 / HAND):
+        with pytest.raises(TypeError, match="unsupported operand|can't multiply"):
+            act()
+
+
+# Other packages and files
+
+@settings(deadline=None, max_examples=30)
+@given(cps())
+def test_pyttb_and_back(cp):
+    pytest.importorskip("pyttb")
+    tensor = cp.to_pyttb()
+    np.testing.assert_allclose(tensor.full().data, by_einsum(cp), atol=1e-11 * (1 + np.abs(cp.weights).sum()))
+    assert tensor.shape == cp.shape
+    back = CP.from_pyttb(tensor)
+    tensor.weights[:] = 7   # neither shares memory with the other
+    for factor in tensor.factor_matrices:
+        factor[:] = 7
+    for one in (cp, back):
+        np.testing.assert_allclose(one.dense(), by_einsum(cp), atol=1e-11 * (1 + np.abs(cp.weights).sum()))
+        assert all(factor.flags.c_contiguous for factor in one.factors)
+    np.testing.assert_array_equal(back.weights, cp.weights)
+
+
+def test_pyttb_keeps_working_with_what_it_gets():
+    pytest.importorskip("pyttb")
+    tensor = HAND.to_pyttb()
+    assert tensor.norm() == pytest.approx(HAND.norm())
+    tensor.normalize()
+    np.testing.assert_allclose(CP.from_pyttb(tensor).dense(), HAND_DENSE, atol=1e-12)
+    np.testing.assert_array_equal(HAND.dense(), HAND_DENSE)
+    with pytest.raises(ValueError, match="tensor: expected a pyttb.ktensor, got ndarray"):
+        CP.from_pyttb(np.ones(3))
+
+
+@settings(deadline=None, max_examples=30)
+@given(cps())
+def test_a_file_and_back(cp):
+    with tempfile.TemporaryDirectory() as folder:
+        cp.save(Path(folder) / "new" / "cp")
+        back = CP.load(str(Path(folder) / "new" / "cp"))
+    np.testing.assert_array_equal(back.weights, cp.weights)
+    assert len(back.factors) == len(cp.factors)
+    for factor, read in zip(cp.factors, back.factors, strict=True):
+        np.testing.assert_array_equal(read, factor)
+
+
+def test_other_files_are_refused(tmp_path):
+    HAND.save(tmp_path / "cp")
+    whole = (tmp_path / "cp").read_bytes()
+    (tmp_path / "half").write_bytes(whole[:-5])
+    with pytest.raises(ValueError, match="half: expected a saved CP, got a corrupt or truncated file"):
+        CP.load(tmp_path / "half")
+    with pytest.raises(ValueError, match="none: expected a saved CP, got no such file"):
+        CP.load(tmp_path / "none")
+    for name, tensors, header in (("few", {"weights": torch.ones(1)}, {"modes": 2}), ("bare", {}, {}),
+                                  ("odd", {"weights": torch.ones(1)}, {"modes": "two"})):
+        io.save(tmp_path / name, "CP", tensors, header)
+        with pytest.raises(ValueError, match=f"{name}: expected a whole CP file, got one with missing or odd parts"):
+            CP.load(tmp_path / name)
+    io.save(tmp_path / "thing", "thing", {}, {})
+    with pytest.raises(ValueError, match="thing: expected a CP of schema 1, got kind 'thing'"):
+        CP.load(tmp_path / "thing")
 
 
 def test_random_has_the_shape_and_depends_on_the_seed_only():

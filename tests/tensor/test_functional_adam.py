@@ -81,15 +81,15 @@ class SingleModel(nn.Module):
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("epochs", [1, 4])
-def test_steps_equal_adam_by_hand_on_each_member_alone(epochs):
+@pytest.mark.parametrize(("epochs", "beta2"), [(1, 0.999), (4, 0.999), (4, 0.9)])
+def test_steps_equal_adam_by_hand_on_each_member_alone(epochs, beta2):
     """With one batch per epoch both see the same rows, whatever their order."""
     coordinates, target = problem()
     module = start(members=2)
     alone = [SingleModel(module, m) for m in range(2)]
-    fitted = fit(AdamConfig(epochs=epochs, batch=60, learning_rate=0.03, schedule="constant"), module=module)
+    fitted = fit(AdamConfig(epochs=epochs, batch=60, learning_rate=0.03, beta2=beta2, schedule="constant"), module=module)
     for m, model in enumerate(alone):
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.03, betas=(0.9, beta2))
         losses = []
         for _ in range(epochs):
             loss = (model(*coordinates) - target).square().mean()
@@ -377,6 +377,7 @@ def test_divergence_in_the_very_last_step_shows_in_the_held_out_loss():
     ({"learning_rate": math.nan}, "learning_rate: expected a number above 0, got nan"),
     ({"learning_rate": math.inf}, "learning_rate: expected a number above 0, got inf"),
     ({"schedule": "step"}, "unknown schedule 'step'; known: constant, halve, cosine"),
+    ({"beta2": 1.0}, r"beta2: expected a share in \[0, 1\), got 1.0"),
     ({"held_out": 1.0}, r"held_out: expected a fraction in \[0, 1\), got 1.0"),
     ({"held_out": -0.1}, r"held_out: expected a fraction in \[0, 1\), got -0.1"),
     ({"patience": 3}, "patience: expected held_out > 0 beside it, got 0"),

@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -161,8 +164,51 @@ def test_repeats_are_averaged_when_asked():
     table = {"a": ["p", "q", "p", "p"], "b": [0, 0, 0, 1], "y": [1.0, 5.0, 4.0, 7.0]}
     observed = Observed.from_table(table, ["a", "b"], "y", duplicates="mean")
     np.testing.assert_array_equal(observed.dense(), [[2.5, 7], [5, np.nan]])
-    with pytest.raises(ValueError, match=r"each entry once, got 1 repeats, the first of entry \(p, 0\); drop them"):
+    with pytest.raises(ValueError, match=r"once, got 1 repeats, 1 of them .* 1.0 and 4.0 of entry \(p, 0\); drop them"):
         Observed.from_table(table, ["a", "b"], "y")
+
+
+def test_averages_keep_how_many_rows_they_are_of():
+    table = {"a": ["p", "q", "p", "p"], "b": [0, 0, 0, 1], "y": [1.0, 5.0, 4.0, 7.0], "n": [3, 1, 1, 2]}
+    counted = Observed.from_table(table, ["a", "b"], "y", duplicates="mean")
+    np.testing.assert_array_equal(counted.weight, [2, 1, 1])
+    np.testing.assert_array_equal(counted.index, [[0, 0], [0, 1], [1, 0]])
+    weighted = Observed.from_table(table, ["a", "b"], "y", weight="n", duplicates="mean")
+    np.testing.assert_array_equal(weighted.value, [7 / 4, 7, 5])
+    np.testing.assert_array_equal(weighted.weight, [4, 2, 1])
+    tenth = Observed.from_table(table | {"y": [0.1] * 4}, ["a", "b"], "y", weight="n", duplicates="mean")
+    assert tenth.value[1:].tolist() == [0.1, 0.1]   # entries that stand alone keep their bits
+    unique = {name: column[1:] for name, column in table.items()}
+    assert Observed.from_table(unique, ["a", "b"], "y", duplicates="mean").weight is None
+    for duplicates in ("mean", "refuse"):
+        kept = Observed.from_table(unique, ["a", "b"], "y", weight="n", duplicates=duplicates)
+        assert dict(zip(kept.value, kept.weight, strict=True)) == {5: 1, 4: 1, 7: 2}
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.floats(-9, 9), st.floats(0.1, 9)), min_size=1, max_size=20),
+       st.booleans())
+def test_means_and_weights_against_a_loop(rows, with_weights):
+    a, b, y, w = zip(*rows, strict=True)
+    w = w if with_weights else np.ones(len(rows))
+    observed = Observed.from_table({"a": a, "b": b, "y": y, "w": w}, ["a", "b"], "y", duplicates="mean",
+                                   weight="w" if with_weights else None)
+    cells = {cell: [r for r in range(len(rows)) if (a[r], b[r]) == cell] for cell in zip(a, b, strict=True)}
+    assert len(observed) == len(cells)
+    if observed.weight is None:
+        assert len(cells) == len(rows)
+    weight = np.ones(len(cells)) if observed.weight is None else observed.weight
+    for cell, value, total in zip(zip(*observed.decode(observed.index), strict=True), observed.value, weight, strict=True):
+        assert total == pytest.approx(sum(w[r] for r in cells[cell]))
+        assert value == pytest.approx(sum(w[r] * y[r] for r in cells[cell]) / total, abs=1e-12)
+
+
+def test_the_first_contradiction_is_named():
+    agree = {"a": ["p", "q", "q", "p"], "b": [0, 1, 1, 0], "y": [1.0, 2.0, 2.0, 1.0]}
+    with pytest.raises(ValueError, match=r"got 2 repeats, 0 of them with another value, such as 1.0 and 1.0 of entry \(p, 0\)"):
+        Observed.from_table(agree, ["a", "b"], "y")
+    with pytest.raises(ValueError, match=r"got 2 repeats, 1 of them with another value, such as 2.0 and 3.0 of entry \(q, 1\)"):
+        Observed.from_table(agree | {"y": [1.0, 2.0, 3.0, 1.0]}, ["a", "b"], "y")
 
 
 def test_repeats_are_found_where_the_flattened_tensor_is_too_long_for_int64():
@@ -195,6 +241,242 @@ def test_split_depends_on_the_seed():
     whole = Observed.from_dense(np.ones((10, 10)))
     first, second = (whole.split(0.5, seed=seed)[0].index for seed in (0, 1))
     assert (first != second).any()
+
+
+@st.composite
+def weighted(draw):
+    """Some entries of a small tensor, with weights or without."""
+    tensor, mask, rng = draw(dense_with_mask())
+    observed = Observed.from_dense(tensor, mask)
+    weight = rng.uniform(0.5, 2, len(observed)) if draw(st.booleans()) else None
+    return Observed(observed.index, observed.value, observed.shape, weight=weight)
+
+
+@settings(deadline=None, max_examples=80)
+@given(weighted(), st.integers(0, 10**6), st.data())
+def test_split_by_groups(whole, seed, data):
+    modes = range(len(whole.shape))
+    by = data.draw(st.one_of(st.none(), st.sampled_from(modes), st.sets(st.sampled_from(modes), min_size=1).map(tuple)))
+    group = [tuple(row[list(modes if by is None else np.atleast_1d(by))]) for row in whole.index]
+    many = len({*group})
+    if not 0 < round(0.4 * many) < many:
+        what = "" if by is None else " groups"
+        with pytest.raises(ValueError, match=f"both sides, got 0.4, which holds out . of {many}{what}$"):
+            whole.split(0.4, seed=seed, by=by)
+        return
+    parts = whole.split(0.4, seed=seed, by=by)
+    place = {tuple(row): b for b, row in enumerate(whole.index)}
+    chosen = [[place[tuple(row)] for row in part.index] for part in parts]
+    assert sorted([*chosen[0], *chosen[1]]) == list(range(len(whole)))   # each entry on one side
+    assert not {group[b] for b in chosen[0]} & {group[b] for b in chosen[1]}   # and so each group
+    assert len({group[b] for b in chosen[1]}) == round(0.4 * many)
+    for part, entries in zip(parts, chosen, strict=True):
+        assert entries == sorted(entries)   # in their old order
+        np.testing.assert_array_equal(part.value, whole.value[entries])
+        assert part.shape == whole.shape
+        if whole.weight is None:
+            assert part.weight is None
+        else:
+            np.testing.assert_array_equal(part.weight, whole.weight[entries])
+    order = np.random.default_rng(seed).permutation(len(whole))   # the order of the entries does not say who is held out
+    shuffled = Observed(whole.index[order], whole.value[order], whole.shape).split(0.4, seed=seed, by=by)
+    np.testing.assert_array_equal(shuffled[1].dense(), parts[1].dense())
+
+
+def test_split_by_rows_and_fibres_by_hand():
+    whole = Observed.from_dense(np.arange(24.0).reshape(2, 3, 4))
+    train, held_out = whole.split(0.5, seed=0, by=2)
+    assert sorted([*train.unobserved(2), *held_out.unobserved(2)]) == [0, 1, 2, 3]
+    assert held_out.counts(2).tolist().count(6) == 2
+    _, held_out = whole.split(1 / 6, seed=0, by=[0, 1])   # one of 2 x 3 fibres along mode 2
+    assert len(held_out) == 4
+    assert len({tuple(row[:2]) for row in held_out.index}) == 1
+
+
+@pytest.mark.parametrize("by", [3, -1, (), (0, 0), (0, 5), "agent", 1.5, None])
+def test_modes_are_refused(by):
+    whole = Observed(INDEX, VALUE, SHAPE)
+    if by is not None:
+        with pytest.raises(ValueError, match="by: expected different modes among 0..2, got"):
+            whole.split(0.5, seed=0, by=by)
+    for act in (whole.counts, whole.unobserved):
+        with pytest.raises(ValueError, match="k: expected (a mode|different modes) among 0..2, got"):
+            act(by)
+
+
+@settings(deadline=None, max_examples=40)
+@given(weighted())
+def test_counts_against_the_mask(observed):
+    for k in range(len(observed.shape)):
+        counts = np.moveaxis(observed.mask(), k, 0).reshape(observed.shape[k], -1).sum(axis=1)
+        np.testing.assert_array_equal(observed.counts(k), counts)
+        np.testing.assert_array_equal(observed.unobserved(k), np.flatnonzero(counts == 0))
+
+
+# Parquet
+
+LABELS = st.one_of(
+    *(st.lists(labels, min_size=4, max_size=4, unique=True) for labels in (
+        st.text(max_size=4), st.integers(-2**63, 2**63 - 1), st.binary(max_size=3), st.floats(allow_nan=False, width=32))),
+    st.lists(st.dates(), min_size=4, max_size=4, unique=True).map(lambda x: np.array(x, "datetime64[D]")),
+    st.lists(st.integers(-10**9, 10**9), min_size=4, max_size=4, unique=True).map(lambda x: np.array(x, "datetime64[us]")),
+    st.lists(st.text("ab\u00fc", max_size=4), min_size=4, max_size=4, unique_by=lambda x: x).map(lambda x: np.array(x, "U4")),
+    st.none())
+
+
+@settings(deadline=None, max_examples=80)
+@given(weighted(), st.data())
+def test_a_parquet_file_and_back(plain, data):
+    labels = [None if names is None else names[:size]
+              for names, size in zip((data.draw(LABELS) for _ in plain.shape), plain.shape, strict=True)]
+    observed = Observed(plain.index, plain.value, plain.shape, labels, plain.weight)
+    rows = [range(size) if names is None else names for names, size in zip(labels, plain.shape, strict=True)]
+    modes = [f"mode_{k}" for k in range(len(plain.shape))]
+    weight = None if plain.weight is None else "weight"
+    with tempfile.TemporaryDirectory() as folder:
+        observed.to_parquet(Path(folder) / "new" / "file")
+        back = Observed.from_parquet(Path(folder) / "new" / "file", modes, "value", weight=weight, labels=rows)
+        bare = Observed.from_parquet(Path(folder) / "new" / "file", modes, "value", weight=weight)
+    again = Observed.from_table(observed.to_table(), modes, "value", weight=weight, labels=rows)
+    for one in (back, again):
+        np.testing.assert_array_equal(one.index, observed.index)
+        np.testing.assert_array_equal(one.value, observed.value)
+        assert one.shape == observed.shape
+        np.testing.assert_array_equal(one.weight, observed.weight)
+    by_table = Observed.from_table(observed.to_table(), modes, "value")
+    np.testing.assert_array_equal(bare.index, by_table.index)   # the same sorted numbers, with labels of their own
+    assert bare.shape == by_table.shape
+
+
+FRAME = pd.DataFrame({"agent": ["bob", "ann", "bob", "zoe"],
+                      "arm": pd.Categorical(["low", "mid", "mid", "low"], ["mid", "x", "low"]),
+                      "day": pd.to_datetime(["2024-03-02", "2024-03-01", "2024-03-02", "2024-03-02"]),
+                      "id": np.array([7, 2, 2, 5], np.int16), "y": [1.0, 2.0, 3.0, 4.0], "n": [1, 2, 3, 4], "junk": [None] * 4})
+
+
+@pytest.mark.parametrize("row_group", [1, 3, 4])
+@pytest.mark.parametrize("change", [{}, {"agent": "category", "id": "category"},
+                                    {"agent": "string", "id": "Int64", "y": "Int32"}])
+def test_parquet_is_read_as_the_table_is(tmp_path, row_group, change):
+    frame = FRAME.astype(change)
+    frame.to_parquet(tmp_path / "file", row_group_size=row_group)
+    modes = ["agent", "arm", "day", "id"]
+    observed = Observed.from_parquet(tmp_path / "file", modes, "y", weight="n")
+    by_table = Observed.from_table(frame, modes, "y", weight="n")
+    for one, other in zip(observed.labels, by_table.labels, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for field in ("index", "value", "weight"):
+        np.testing.assert_array_equal(getattr(observed, field), getattr(by_table, field))
+    twice = Observed.from_parquet(tmp_path / "file", ["arm", "day"], "y", duplicates="mean")
+    np.testing.assert_array_equal(twice.dense(), [[np.nan, 2.5], [2, 3]])
+
+
+def test_odd_dictionaries(tmp_path):
+    """Arrow allows a dictionary with labels that do not occur and with one label twice."""
+    codes = pa.DictionaryArray.from_arrays(pa.array([3, 0, 2]), pa.array(["b", "unused", "a", "b"]))
+    table = pa.table({"a": codes, "b": [1, 1, 2], "y": [1.0, 2.0, 3.0]})
+    pq.write_table(table, tmp_path / "file")
+    with pytest.raises(ValueError, match=r"got 1 repeats, 1 of them .* 1.0 and 2.0 of entry \(b, 1\)"):
+        Observed.from_parquet(tmp_path / "file", ["a", "b"], "y")
+    observed = Observed.from_parquet(tmp_path / "file", ["a", "b"], "y", duplicates="mean")
+    assert [list(labels) for labels in observed.labels] == [["a", "b"], [1, 2]]
+    np.testing.assert_array_equal(observed.dense(), [[np.nan, 3], [1.5, np.nan]])
+
+
+@pytest.mark.parametrize(("change", "options", "text"), [
+    ({}, {"value": "reward"}, "unknown column of .*file 'reward'; known: agent, drug, dose, effect"),
+    ({}, {"modes": ["agent", "durg"]}, "unknown column of .*file 'durg'; known: agent"),
+    ({}, {"weight": "agent"}, "modes: .* none of them 'effect' or 'agent'"),
+    ({}, {"duplicates": "last"}, "unknown duplicates 'last'; known: refuse, mean"),
+    ({"drug": ["x", None, "y"]}, {}, "file, column 'drug': expected no nulls, got 1 in row group 0; drop those rows"),
+    ({"effect": [1.0, None, None]}, {}, "file, column 'effect': expected no nulls, got 2 in row group 0"),
+    ({"effect": [1.0, np.nan, 2.0]}, {}, "column 'effect': 1 of 3 values are NaN or Inf"),
+    ({"effect": ["1", "2", "3"]}, {}, "column 'effect': expected real numbers"),
+    ({"dose": [1.0, np.nan, 2.0]}, {}, "column 'dose': expected a label in each row, got 1"),
+    ({"drug": [[1], [2], [3]]}, {}, "column 'drug': expected labels such as text or numbers, got list"),
+    ({"n": [1, 0, 1]}, {"weight": "n"}, "column 'n': expected positive finite weights, got 1 others, the first 0.0 in row 1"),
+    ({name: [] for name in TABLE}, {}, "expected at least one observed entry, got none"),
+])
+def test_from_parquet_refuses(tmp_path, change, options, text):
+    pq.write_table(pa.table(TABLE | change), tmp_path / "file")
+    with pytest.raises(ValueError, match=text) as error:
+        Observed.from_parquet(tmp_path / "file", **({"modes": MODES, "value": "effect"} | options))
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def parquet_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("parquet") / "file"
+    Observed.from_table(TABLE, MODES, "effect").to_parquet(path, MODES, "effect")
+    return path
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.floats(0, 1, exclude_max=True), st.one_of(st.none(), st.integers(1, 255)))
+def test_spoiled_parquet_files(parquet_file, where, flip):
+    """Cut short, or with one byte changed: never another number (pages have checksums; the footer's text type has not)."""
+    content = parquet_file.read_bytes()
+    at = int(where * len(content))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "spoiled"
+        path.write_bytes(content[:at] if flip is None else content[:at] + bytes([content[at] ^ flip]) + content[at + 1:])
+        try:
+            observed = Observed.from_parquet(path, MODES, "effect")
+        except ValueError:
+            return
+    assert flip is not None
+    np.testing.assert_array_equal(observed.dense(), Observed.from_table(TABLE, MODES, "effect").dense())
+
+
+def test_what_is_said_about_parquet_files(parquet_file, tmp_path, monkeypatch):
+    (tmp_path / "half").write_bytes(parquet_file.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="half: expected a parquet file, got a corrupt or truncated one"):
+        Observed.from_parquet(tmp_path / "half", MODES, "effect")
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(ValueError, match=f"{path.name}: expected a parquet file, got no such file"):
+            Observed.from_parquet(path, MODES, "effect")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"expected the package pyarrow, got none; .* pip install 'lowrank_rl\[table\]'"):
+        Observed.from_parquet(parquet_file, MODES, "effect")
+
+
+def test_to_parquet_refuses_and_leaves_the_old_file(tmp_path):
+    observed = Observed(INDEX, VALUE, SHAPE)
+    observed.to_parquet(tmp_path / "file")
+    content = (tmp_path / "file").read_bytes()
+    with pytest.raises(ValueError, match="expected a place that can be written"):
+        observed.to_parquet(tmp_path / "file" / "below")
+    for names, text in ((["a", "b"], "modes: expected a name for each of 3 modes, got 2"),
+                        (["a", "b", "value"], "modes: .* different")):
+        with pytest.raises(ValueError, match=text):
+            observed.to_parquet(tmp_path / "file", names)
+    mixed = Observed(INDEX, VALUE, SHAPE, [["a", 1], None, None])
+    with pytest.raises(ValueError, match="labels of mode_0: expected ones of a single type that parquet .*; convert") as error:
+        mixed.to_parquet(tmp_path / "file")
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "file").read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_to_table_by_hand():
+    observed = Observed.from_table(TABLE, MODES, "effect")
+    assert {name: list(column) for name, column in observed.to_table(MODES, "effect").items()} == TABLE
+    weighted = Observed([[0, 1], [1, 0]], [1, 2], (2, 2), weight=[3, 4])
+    assert {name: list(column) for name, column in weighted.to_table(weight="n").items()} == {
+        "mode_0": [0, 1], "mode_1": [1, 0], "value": [1, 2], "n": [3, 4]}
+
+
+@pytest.mark.parametrize(("weight", "text"), [
+    ([1, 2], "weight: axis B is 2, earlier inputs say B=3"),
+    ([1, 0, -1], "weight: expected positive finite weights, got 2 others, the first 0.0 in row 1; drop entries"),
+    ([1, np.nan, 1], "weight: expected positive finite weights, got 1 others, the first nan in row 1"),
+    ([1, np.inf, 1], "weight: .* the first inf in row 1"),
+    (["a", "b", "c"], "weight: expected real numbers"),
+    ([[1], [1], [1]], r"weight: expected axes \(B\), got shape \(3, 1\)"),
+])
+def test_weights_are_refused(weight, text):
+    with pytest.raises(ValueError, match=text):
+        Observed(INDEX, VALUE, SHAPE, weight=weight)
 
 
 @pytest.mark.parametrize(("index", "value", "shape", "labels", "text"), [
@@ -265,6 +547,10 @@ def test_from_dense_refuses(tensor, options, text):
     ({"effect": ["1", "2", "n/a"]}, {}, "column 'effect': expected real numbers"),
     ({"effect": pd.Series(["1", "2", "3"])}, {}, "column 'effect': expected real numbers"),
     ({"effect": [1.0, None, 2.0]}, {}, "column 'effect': 1 of 3 values are NaN or Inf"),
+    ({"n": [1, -1, 1]}, {"weight": "n"}, "column 'n': expected positive finite weights, got 1 others, the first -1.0 in row 1"),
+    ({"n": [1, 1]}, {"weight": "n"}, "column 'n': axis B is 2, earlier inputs say B=3"),
+    ({}, {"weight": "n"}, "unknown column 'n'; known: agent"),
+    ({}, {"weight": "effect"}, "modes: .* none of them 'effect' or 'effect'"),
     ({name: [] for name in TABLE}, {}, "expected at least one observed entry, got none"),
 ])
 def test_from_table_refuses(change, options, text):
