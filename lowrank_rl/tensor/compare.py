@@ -1,7 +1,6 @@
 """Compare two CP tensors term by term, whatever the order, signs and scales of their factors."""
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from lowrank_rl.tensor.cp import CP, unit_columns
 
@@ -25,6 +24,8 @@ def factor_match_score(a: CP, b: CP, *, weights: bool = True) -> tuple[float, np
     Raises:
         ValueError: tensors of different shapes.
     """
+    from scipy.optimize import linear_sum_assignment  # here, because it is slow to import
+
     if a.shape != b.shape:
         raise ValueError(f"a and b: expected tensors of one shape, got {a.shape} and {b.shape}")
     x, y = np.abs(a.weights), np.abs(b.weights)   # norms of the terms

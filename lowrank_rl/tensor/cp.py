@@ -22,6 +22,8 @@ from lowrank_rl.rng import numpy_stream
 from lowrank_rl.tensor import io
 from lowrank_rl.tensor.observed import numbers, rows, sizes
 
+CHUNK = 1 << 14   # entries gathered at once, to stay in the cache
+
 
 @dataclass(frozen=True, eq=False)
 class CP:
@@ -135,10 +137,14 @@ class CP:
     def at(self, index: Any) -> np.ndarray:
         """Entries at coordinates (B, K) -> (B,), in O(B K R) and without forming the tensor (K&B sec. 3)."""
         index = rows("index", index, self.shape)
-        terms = self.factors[0][index[:, 0]]   # (B, R)
-        for factor, i in zip(self.factors[1:], index.T[1:], strict=True):
-            terms *= factor[i]
-        return terms @ self.weights
+        value = np.empty(len(index))
+        for first in range(0, len(index), CHUNK):
+            some = slice(first, first + CHUNK)
+            terms = self.factors[0][index[some, 0]]   # (CHUNK, R)
+            for factor, i in zip(self.factors[1:], index[some].T[1:], strict=True):
+                terms *= factor[i]
+            value[some] = terms @ self.weights
+        return value
 
     def dense(self) -> np.ndarray:
         """All entries: the first modes as a Khatri-Rao product, times the last factor (K&B sec. 2.6 and 3)."""

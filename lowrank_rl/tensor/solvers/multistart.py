@@ -1,0 +1,104 @@
+"""Several starts for one completion problem, until the best fit is confirmed: CP completion has local minima.
+
+The first starts are cheap (spectral, then random): easy problems end there. The others are annealed, with heats in turn,
+since the best one depends on how scarce the data are. Each start has its own random stream: how many run changes none.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from lowrank_rl import check
+from lowrank_rl.rng import numpy_stream
+from lowrank_rl.tensor.solvers.anneal import AnnealConfig, anneal_start, random_start
+from lowrank_rl.tensor.solvers.problem import Factors, Fit, Problem, Progress
+from lowrank_rl.tensor.solvers.spectral import spectral_start
+
+Local = Callable[[Problem, Factors], Fit]
+
+
+@dataclass(frozen=True)
+class MultistartConfig:
+    starts: int = 30                # at most
+    agree: int = 2                  # stop when so many starts end in the best loss and the same tensor
+    explained: float = 1e-5         # stop when the loss is below this fraction of that of the zero tensor
+    same: float = 1e-2              # losses and tensors (Frobenius, all entries) closer than this, relatively, are the same
+    cheap: int = 2                  # starts that are not annealed: the first spectral, then random ones
+    heats: tuple[float, ...] = (2.0, 2.8)   # of the annealed starts, in turn
+    anneal: AnnealConfig = field(default_factory=AnnealConfig)
+
+    def __post_init__(self) -> None:
+        check.count("starts", self.starts)
+        check.count("agree", self.agree)
+        check.count("cheap", self.cheap, 0)
+        for name in ("explained", "same"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a fraction in [0, 1), got {getattr(self, name)!r}")
+        if not self.heats or not all(heat > 0 for heat in self.heats):
+            raise ValueError(f"heats: expected at least one number above 0, got {self.heats!r}")
+
+
+def solve(problem: Problem, local: Local, config: MultistartConfig = MultistartConfig(), *, seed: int,
+          start: Factors | None = None, progress: Progress | None = None) -> Fit:
+    """The best of several fits by ``local``, a solver with its settings: ``lambda p, s: solve_lm(p, s, LMConfig())``.
+
+    ``start``, where given, is tried first, and holds the fixed modes' factors. The history has one entry per start:
+    iteration (its number from 0), kind, loss, seconds, best (the best loss so far), agreed (how many starts found it)
+    and local (that fit's own history). ``converged``: the starts agreed, or the data are explained.
+
+    Raises:
+        ValueError: a mode is fixed and there is no ``start``.
+    """
+    if any(problem.fixed) and start is None:
+        raise ValueError("start: expected factors that hold the fixed modes, got None")
+    weight = 1.0 if problem.weight is None else problem.weight
+    enough = config.explained * 0.5 * float(np.sum(weight * problem.value**2))
+    began, history, fits, losses = time.monotonic(), [], [], []
+    for number in range(config.starts):
+        kind, first = _start(problem, config, number, seed, start)
+        fits.append(fit := local(problem, first))
+        losses.append(problem.loss(fit.factors))
+        best = int(np.argmin(np.nan_to_num(losses, nan=np.inf)))
+        agreed = sum(loss <= losses[best] * (1 + config.same) and
+                     distance(f.factors, fits[best].factors) <= config.same for f, loss in zip(fits, losses, strict=True))
+        history.append({"iteration": number, "kind": kind, "loss": losses[-1], "seconds": time.monotonic() - began,
+                        "best": losses[best], "agreed": agreed, "local": fit.history})
+        ran = f"{number + 1} start" + "s" * (number > 0)
+        if progress and progress(history[-1], tuple(f.copy() for f in fits[best].factors)):
+            return Fit(fits[best].factors, history, f"the callback asked to stop after {ran}", False)
+        if losses[best] <= enough:
+            return Fit(fits[best].factors, history, f"the data are explained after {ran}", True)
+        if agreed >= config.agree:
+            return Fit(fits[best].factors, history, f"{agreed} of {ran} agree", True)
+    return Fit(fits[best].factors, history, f"{ran} ran, {agreed} found the best loss", False)
+
+
+def distance(one: Factors, two: Factors) -> float:
+    """Frobenius norm of the difference of two CP tensors, all entries, relative to the second's: sum_k I_k R^2 work."""
+    def inner(a: Factors, b: Factors) -> float:
+        product = a[0].T @ b[0]
+        for x, y in zip(a[1:], b[1:], strict=True):
+            product *= x.T @ y
+        return float(product.sum())
+    size = inner(two, two)
+    square = inner(one, one) - 2 * inner(one, two) + size
+    return float(np.sqrt(max(square, 0.0) / size)) if size > 0 else float(np.sqrt(max(square, 0.0)))
+
+
+def _start(problem: Problem, config: MultistartConfig, number: int, seed: int,
+           given: Factors | None) -> tuple[str, Factors]:
+    generator = numpy_stream(seed, "multistart", number)
+    if given is not None:
+        if number == 0:
+            return "given", given
+        number -= 1
+    if number == 0 and config.cheap:
+        guess = spectral_start(problem, generator=generator)
+        held = guess if given is None else given
+        return "spectral", tuple(h if f else g for g, h, f in zip(guess, held, problem.fixed, strict=True))
+    if number < config.cheap:
+        return "random", random_start(problem, given, generator=generator)
+    heat = config.heats[(number - config.cheap) % len(config.heats)]
+    return f"annealed, heat {heat:g}", anneal_start(problem, replace(config.anneal, heat=heat), given, generator=generator)
