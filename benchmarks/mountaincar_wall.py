@@ -2,7 +2,7 @@
 
     python benchmarks/mountaincar_wall.py        # about 20 minutes on one core
 
-Forty transitions in a quarter of a million meet the wall, where the car stops dead. With beta2 = 0.999 each of them swells Adam's
+Forty transitions in a quarter of a million meet the wall, where the car stops dead; with beta2 = 0.999 each swells Adam's
 second moments for a thousand steps. Two data seeds, two members, 20 episodes each of agents 5..44; prints Markdown and writes
 results/mountaincar_wall.csv.
 """
