@@ -29,7 +29,8 @@ def stream(problem, chunk=37):
     return Stream.from_arrays(problem.index.T, problem.value, problem.shape, problem.weight, chunk=chunk)
 
 
-ENGINES = {"streamed": lambda problem: Streamed(stream(problem), problem.rank), "sorted": lambda problem: Sorted(stream(problem))}
+ENGINES = {"streamed": lambda problem: Streamed(stream(problem), problem.rank),
+           "sorted": lambda problem: Sorted(stream(problem))}
 
 
 def normal(engine, factors, k):
