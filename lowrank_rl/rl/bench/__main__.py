@@ -122,7 +122,7 @@ def _run(options: Options) -> int:
 
 def _done(cell: Cell, records: dict[Cell, Record]) -> bool:
     """Whether a record says so, and was made with today's settings."""
-    return cell in records and records[cell].status == "done" and records[cell].config == run.settings_of(cell)
+    return cell in records and records[cell].status == "done" and run.same_settings(records[cell].config, run.settings_of(cell))
 
 
 def _cells(options: Options) -> list[Cell]:

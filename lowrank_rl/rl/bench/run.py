@@ -22,7 +22,7 @@ from lowrank_rl.rl import data, evaluate
 from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.bench.store import Cell, Record
 from lowrank_rl.rl.contracts import DynamicsModel
-from lowrank_rl.rl.models.persim import PerSim, fit_persim
+from lowrank_rl.rl.models.persim import PerSim, PerSimConfig, fit_persim
 from lowrank_rl.rl.models.true_env import TrueEnv
 from lowrank_rl.rl.policies.uniform import Uniform
 
@@ -155,6 +155,19 @@ def settings_of(cell: Cell) -> dict:
         if (cell.settings, cell.environment) in cases.FROM_MEAN:
             settings["planning"]["members"] = "start each step from their mean"
     return json.loads(json.dumps(settings))
+
+
+def same_settings(recorded: dict, wanted: dict) -> bool:
+    """Whether a record was made with these settings; one that did not exist then counts as its default."""
+    defaults = {"learning": json.loads(json.dumps(asdict(PerSimConfig())))}
+
+    def same(old: object, new: object, default: object) -> bool:
+        if not isinstance(old, dict) or not isinstance(new, dict):
+            return old == new
+        default = default if isinstance(default, dict) else {}
+        return set(old) <= set(new) and all(
+            same(old.get(name, default.get(name)), value, default.get(name)) for name, value in new.items())
+    return same(recorded, wanted, defaults)
 
 
 def run_cell(out: Path, cell: Cell, device: str, say: Say) -> Record:
