@@ -15,10 +15,12 @@ descent with few data ends in.
 import math
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
 from lowrank_rl import check
+from lowrank_rl.tensor.solvers.als import InMemory
+from lowrank_rl.tensor.solvers.compiled import compiled
+from lowrank_rl.tensor.solvers.layout import Layouts
 from lowrank_rl.tensor.solvers.problem import Factors, Problem
 
 
@@ -26,6 +28,7 @@ from lowrank_rl.tensor.solvers.problem import Factors, Problem
 class AnnealConfig:
     sweeps: int = 1000           # at most
     heat: float = 2.0            # the noise's variance is taken so many times the residual's
+    work: float = 5e9            # and fewer sweeps, if entries times rank^2 times sweeps exceeded this (0.4 s per 1e9)
     explained: float = 1e-4      # stop when the residual is below this fraction of the values' sum of squares
 
     def __post_init__(self) -> None:
@@ -34,6 +37,12 @@ class AnnealConfig:
             raise ValueError(f"heat: expected a number above 0, got {self.heat!r}")
         if not 0 <= self.explained < 1:
             raise ValueError(f"explained: expected a fraction in [0, 1), got {self.explained!r}")
+        if not self.work > 0:
+            raise ValueError(f"work: expected a number above 0, got {self.work!r}")
+
+    def sweeps_for(self, problem: Problem) -> int:
+        """As many as ``work`` allows; at least one."""
+        return max(1, int(min(self.sweeps, self.work / (len(problem.value) * problem.rank**2))))
 
 
 def random_start(problem: Problem, fixed: Factors | None = None, *, generator: np.random.Generator) -> Factors:
@@ -44,31 +53,31 @@ def random_start(problem: Problem, fixed: Factors | None = None, *, generator: n
     return tuple(fixed[k].copy() if problem.fixed[k] else draws[k] for k in range(K))
 
 
-def anneal_start(problem: Problem, config: AnnealConfig = AnnealConfig(),
-                 fixed: Factors | None = None, *, generator: np.random.Generator) -> Factors:
+def anneal_start(problem: Problem, config: AnnealConfig = AnnealConfig(), fixed: Factors | None = None, *,
+                 generator: np.random.Generator, layouts: Layouts | None = None) -> Factors:
     """Factors at the end of the chain from a random start. Fixed modes are taken from ``fixed``; the ridge is not used.
 
     Differs: in non-negative modes a drawn number below 0 is put at 0, not drawn from a truncated normal.
     """
-    factors = list(random_start(problem, fixed, generator=generator))
+    factors = random_start(problem, fixed, generator=generator)
     free = [k for k in range(len(factors)) if not problem.fixed[k]]
-    scale = _scale(problem, fixed)
-    weight = np.ones(len(problem.value)) if problem.weight is None else problem.weight
-    total, square = float(weight.sum()), float(weight @ problem.value**2)
-    if not free or square == 0:
-        return tuple(factors)
-    first = np.cumsum(problem.shape) - np.array(problem.shape)
-    rows, left = np.concatenate(factors), square
-    for sweep in range(config.sweeps):
+    scale, engine = _scale(problem, fixed), InMemory(problem, layouts)
+    total = float(len(problem.value) if problem.weight is None else problem.weight.sum())
+    if not free or engine.square == 0:
+        return factors
+    left = engine.square
+    for sweep in range(config.sweeps_for(problem)):
         precision = total / (config.heat * left)
-        noise = generator.standard_normal(rows.shape)
-        left = _sweep(problem.index, first, problem.value, weight, np.array(free), np.array(problem.non_negative),
-                      precision, 1 / scale**2, noise, rows)
+        for k in free:
+            left = engine.square
+            noise = generator.standard_normal(factors[k].shape)
+            for where, gram, rhs in engine.normal(factors, k):
+                left += _draw(gram, rhs, precision, 1 / scale**2, noise[where], problem.non_negative[k], factors[k][where])
         if sweep % 5 == 0:
-            _balance(rows, first, free)
-        if not left > config.explained * square:
+            _balance(factors, free)
+        if not left > config.explained * engine.square:
             break
-    return tuple(part.copy() for part in np.split(rows, first[1:]))
+    return factors
 
 
 def _scale(problem: Problem, fixed: Factors | None) -> float:
@@ -81,72 +90,55 @@ def _scale(problem: Problem, fixed: Factors | None) -> float:
     return size ** (1 / max(1, len(problem.fixed) - sum(problem.fixed))) or 1.0
 
 
-def _balance(rows: np.ndarray, first: np.ndarray, free: list[int]) -> None:
+def _balance(factors: Factors, free: list[int]) -> None:
     """Equal column norms in all free modes, in place: the sampler's own random walk between them is slow."""
-    ends = [*first[1:], len(rows)]
-    parts = [rows[first[k]:ends[k]] for k in free]
-    norms = np.stack([np.linalg.norm(part, axis=0) for part in parts])
+    norms = np.stack([np.linalg.norm(factors[k], axis=0) for k in free])
     alive = (norms > 0).all(0)
     wanted = np.exp(np.log(norms[:, alive]).mean(0))
-    for part, norm in zip(parts, norms, strict=True):
-        part[:, alive] *= wanted / norm[alive]
+    for k, norm in zip(free, norms, strict=True):
+        factors[k][:, alive] *= wanted / norm[alive]
 
 
-# sums may be reordered, but NaN and Inf stay what they are
-@numba.njit(cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, nogil=True)
-def _sweep(index: np.ndarray, first: np.ndarray, value: np.ndarray, weight: np.ndarray, free: np.ndarray,
-           bounded: np.ndarray, precision: float, prior: float, noise: np.ndarray, rows: np.ndarray) -> float:
-    """Draw every row of every free mode once, in place; gives sum weight error^2 afterwards."""
-    K, B = index.shape
-    R = rows.shape[1]
-    d, x, L = np.empty(R), np.empty(R), np.empty((R, R))
-    gram, right = np.empty((len(rows), R, R)), np.empty_like(rows)
-    for k in free:
-        low = first[k]
-        high = first[k + 1] if k + 1 < K else len(rows)
-        gram[low:high] = 0.0
-        right[low:high] = 0.0
-        for b in range(B):
-            i = low + index[k, b]
-            for r in range(R):
-                term = 1.0
-                for j in range(K):
-                    if j != k:
-                        term *= rows[first[j] + index[j, b], r]
-                d[r] = term
-                right[i, r] += weight[b] * value[b] * term
-            for r in range(R):
-                term = weight[b] * d[r]
-                for s in range(r + 1):
-                    gram[i, r, s] += term * d[s]
-        for i in range(low, high):
-            # L L' = precision gram + prior;  row = L'^-1 (L^-1 precision right + noise)
-            for r in range(R):
-                for s in range(r + 1):
-                    t = precision * gram[i, r, s]
-                    if r == s:
-                        t += prior
-                    for q in range(s):
-                        t -= L[r, q] * L[s, q]
-                    L[r, s] = np.sqrt(max(t, 1e-12 * prior)) if r == s else t / L[s, s]
-                t = precision * right[i, r]
-                for q in range(r):
-                    t -= L[r, q] * x[q]
-                x[r] = t / L[r, r]
-            for r in range(R - 1, -1, -1):
-                t = x[r] + noise[i, r]
-                for q in range(r + 1, R):
-                    t -= L[q, r] * x[q]
-                x[r] = t / L[r, r]
-            for r in range(R):
-                rows[i, r] = max(x[r], 0.0) if bounded[k] else x[r]
-    left = 0.0
-    for b in range(B):
-        total = 0.0
+@compiled(fastmath={"reassoc", "contract", "nsz"})
+def _draw(gram: np.ndarray, rhs: np.ndarray, precision: float, prior: float, noise: np.ndarray, bounded: bool,
+          factor: np.ndarray) -> float:
+    """Rows from their conditional normals; gram and rhs as in ``rows``. Gives sum over rows of a'Ga - 2 h'a."""
+    R = rhs.shape[1]
+    L, a, full = np.empty((R, R)), np.empty(R), np.empty((R, R))
+    total = 0.0
+    for i in range(len(gram)):
+        # L L' = precision gram + prior;  row = L'^-1 (L^-1 precision right + noise)
+        p = 0
         for r in range(R):
-            term = 1.0
-            for k in range(K):
-                term *= rows[first[k] + index[k, b], r]
-            total += term
-        left += weight[b] * (value[b] - total) ** 2
-    return left
+            for s in range(r, R):
+                full[s, r] = gram[i, p]
+                p += 1
+        for r in range(R):
+            y = precision * rhs[i, r]
+            for s in range(r):
+                x = precision * full[r, s]
+                for q in range(s):
+                    x -= L[r, q] * L[s, q]
+                x *= L[s, s]
+                L[r, s] = x
+                y -= x * a[s]
+            pivot = precision * full[r, r] + prior
+            for s in range(r):
+                pivot -= L[r, s] * L[r, s]
+            L[r, r] = 1 / np.sqrt(max(pivot, 1e-12 * prior))
+            a[r] = y * L[r, r]
+        for r in range(R - 1, -1, -1):
+            x = (a[r] + noise[i, r]) * L[r, r]
+            a[r] = x
+            for q in range(r):
+                a[q] -= L[r, q] * x
+        for r in range(R):
+            if bounded and a[r] < 0:
+                a[r] = 0.0
+            factor[i, r] = a[r]
+        for r in range(R):
+            inner = 0.5 * full[r, r] * a[r] - rhs[i, r]
+            for s in range(r):
+                inner += full[r, s] * a[s]
+            total += 2 * a[r] * inner
+    return total

@@ -1,7 +1,8 @@
 """Several starts for one completion problem, until the best fit is confirmed: CP completion has local minima.
 
-The first starts are cheap (spectral, then random): easy problems end there. The others are annealed, with heats in turn,
-since the best one depends on how scarce the data are. Each start has its own random stream: how many run changes none.
+The first starts are cheap (spectral, then random): most problems end there. The others are annealed where data are scarce,
+with heats in turn, since the best one depends on how scarce; elsewhere random too. Every start is repaired before the local
+solver gets it (``repair``), but for the one given. Each start has its own random stream: how many run changes none.
 """
 
 import time
@@ -13,7 +14,9 @@ import numpy as np
 from lowrank_rl import check
 from lowrank_rl.rng import numpy_stream
 from lowrank_rl.tensor.solvers.anneal import AnnealConfig, anneal_start, random_start
+from lowrank_rl.tensor.solvers.layout import Layouts
 from lowrank_rl.tensor.solvers.problem import Factors, Fit, Problem, Progress
+from lowrank_rl.tensor.solvers.repair import RepairConfig, solve_repaired
 from lowrank_rl.tensor.solvers.spectral import spectral_start
 
 Local = Callable[[Problem, Factors], Fit]
@@ -22,17 +25,23 @@ Local = Callable[[Problem, Factors], Fit]
 @dataclass(frozen=True)
 class MultistartConfig:
     starts: int = 30                # at most
-    agree: int = 2                  # stop when so many starts end in the best loss and the same tensor
+    agree: int = 2                  # stop when so many starts end in the best loss and the same tensor; one more if scarce
     explained: float = 1e-5         # stop when the loss is below this fraction of that of the zero tensor
     same: float = 1e-2              # losses and tensors (Frobenius, all entries) closer than this, relatively, are the same
-    cheap: int = 2                  # starts that are not annealed: the first spectral, then random ones
+    cheap: int = 3                  # starts that are not annealed: the first spectral, then random ones
+    scarce: float = 5.0             # entries per free number of the model below which one more start must agree
+    plenty: float = 10.0            # ... from which on no start is annealed
     heats: tuple[float, ...] = (2.0, 2.8)   # of the annealed starts, in turn
     anneal: AnnealConfig = field(default_factory=AnnealConfig)
+    repair: RepairConfig = field(default_factory=RepairConfig)   # its ``explained`` is the one above
 
     def __post_init__(self) -> None:
         check.count("starts", self.starts)
         check.count("agree", self.agree)
         check.count("cheap", self.cheap, 0)
+        for name in ("scarce", "plenty"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)!r}")
         for name in ("explained", "same"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a fraction in [0, 1), got {getattr(self, name)!r}")
@@ -41,12 +50,13 @@ class MultistartConfig:
 
 
 def solve(problem: Problem, local: Local, config: MultistartConfig = MultistartConfig(), *, seed: int,
-          start: Factors | None = None, progress: Progress | None = None) -> Fit:
+          start: Factors | None = None, progress: Progress | None = None, layouts: Layouts | None = None) -> Fit:
     """The best of several fits by ``local``, a solver with its settings: ``lambda p, s: solve_lm(p, s, LMConfig())``.
 
     ``start``, where given, is tried first, and holds the fixed modes' factors. The history has one entry per start:
-    iteration (its number from 0), kind, loss, seconds, best (the best loss so far), agreed (how many starts found it)
-    and local (that fit's own history). ``converged``: the starts agreed, or the data are explained.
+    iteration (its number from 0), kind, loss, seconds, best (the best loss so far), agreed (how many starts found it),
+    repair (the history of its repair) and local (that of the local fit). ``converged``: the starts agreed, or the data are
+    explained. ``layouts``: of the same entries, to share with the local solver.
 
     Raises:
         ValueError: a mode is fixed and there is no ``start``.
@@ -56,21 +66,28 @@ def solve(problem: Problem, local: Local, config: MultistartConfig = MultistartC
     weight = 1.0 if problem.weight is None else problem.weight
     enough = config.explained * 0.5 * float(np.sum(weight * problem.value**2))
     began, history, fits, losses = time.monotonic(), [], [], []
+    layouts, needed = layouts or Layouts(problem), config.agree + (_abundance(problem) < config.scarce)
     for number in range(config.starts):
-        kind, first = _start(problem, config, number, seed, start)
+        generator = numpy_stream(seed, "multistart", number)
+        kind, first = _start(problem, config, number, generator, start, layouts)
+        repairs: list[dict] = []
+        if kind != "given" and not any(problem.fixed):
+            repaired = solve_repaired(problem, first, replace(config.repair, explained=config.explained), generator=generator,
+                                      layouts=layouts)
+            first, repairs = repaired.factors, repaired.history
         fits.append(fit := local(problem, first))
         losses.append(problem.loss(fit.factors))
         best = int(np.argmin(np.nan_to_num(losses, nan=np.inf)))
         agreed = sum(loss <= losses[best] * (1 + config.same) and
                      distance(f.factors, fits[best].factors) <= config.same for f, loss in zip(fits, losses, strict=True))
         history.append({"iteration": number, "kind": kind, "loss": losses[-1], "seconds": time.monotonic() - began,
-                        "best": losses[best], "agreed": agreed, "local": fit.history})
+                        "best": losses[best], "agreed": agreed, "repair": repairs, "local": fit.history})
         ran = f"{number + 1} start" + "s" * (number > 0)
         if progress and progress(history[-1], tuple(f.copy() for f in fits[best].factors)):
             return Fit(fits[best].factors, history, f"the callback asked to stop after {ran}", False)
         if losses[best] <= enough:
             return Fit(fits[best].factors, history, f"the data are explained after {ran}", True)
-        if agreed >= config.agree:
+        if agreed >= needed:
             return Fit(fits[best].factors, history, f"{agreed} of {ran} agree", True)
     return Fit(fits[best].factors, history, f"{ran} ran, {agreed} found the best loss", False)
 
@@ -87,9 +104,14 @@ def distance(one: Factors, two: Factors) -> float:
     return float(np.sqrt(max(square, 0.0) / size)) if size > 0 else float(np.sqrt(max(square, 0.0)))
 
 
-def _start(problem: Problem, config: MultistartConfig, number: int, seed: int,
-           given: Factors | None) -> tuple[str, Factors]:
-    generator = numpy_stream(seed, "multistart", number)
+def _abundance(problem: Problem) -> float:
+    """Entries per free number of the model: those of the free modes, less the scales that may move between modes."""
+    sizes = [n for n, fixed in zip(problem.shape, problem.fixed, strict=True) if not fixed]
+    return len(problem.value) / (problem.rank * max(1, sum(sizes) - len(sizes) + 1))
+
+
+def _start(problem: Problem, config: MultistartConfig, number: int, generator: np.random.Generator, given: Factors | None,
+           layouts: Layouts) -> tuple[str, Factors]:
     if given is not None:
         if number == 0:
             return "given", given
@@ -98,7 +120,8 @@ def _start(problem: Problem, config: MultistartConfig, number: int, seed: int,
         guess = spectral_start(problem, generator=generator)
         held = guess if given is None else given
         return "spectral", tuple(h if f else g for g, h, f in zip(guess, held, problem.fixed, strict=True))
-    if number < config.cheap:
+    if number < config.cheap or _abundance(problem) >= config.plenty:
         return "random", random_start(problem, given, generator=generator)
     heat = config.heats[(number - config.cheap) % len(config.heats)]
-    return f"annealed, heat {heat:g}", anneal_start(problem, replace(config.anneal, heat=heat), given, generator=generator)
+    return f"annealed, heat {heat:g}", anneal_start(problem, replace(config.anneal, heat=heat), given, generator=generator,
+                                                    layouts=layouts)

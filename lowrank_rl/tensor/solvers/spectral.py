@@ -5,75 +5,150 @@
 With entries missing at random, M_k M_k' is in the mean p^2 times the full tensor's Gram matrix, but p times on the diagonal.
 Differs: Montanari & Sun 2016 and Cai, Li, Poor & Chen 2019 drop the diagonal, which is the same for p -> 0; this one is also
 right where much is observed or a mode is short. Its R leading eigenvectors U_k estimate the span of the factor A_k.
-The terms within the spans come from two random slices, as in Jennrich's algorithm: contracting every mode but two with
-random vectors of their spans gives X = A_j D A_k', and A_j diagonalises X_1 pinv(X_2).
-Needs O(B R) memory.
+Power iterations sharpen them (Xia, Yuan & Zhang 2021): U_k becomes the leading left singular vectors of M_k (U_j x U_l),
+whose noise has R^2 columns instead of one per fibre.
+The terms are those of a CP of the core, the tensor projected on the spans: Jennrich's algorithm, then dense ALS.
+Needs O(B + sum_k I_k R^2) memory, and I_k^2 for modes up to DENSE rows.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-import scipy.sparse
-import scipy.sparse.linalg
+import scipy.linalg
 
+from lowrank_rl.tensor.solvers.compiled import compiled
 from lowrank_rl.tensor.solvers.problem import Factors, Problem
 
-DENSE = 500   # modes up to this size take a dense eigenvalue solver
+Times = Callable[[np.ndarray], np.ndarray]   # a symmetric matrix times a block of columns
+
+DENSE = 2000     # modes up to this size form G_k; larger ones multiply by it
+EXACT = 150      # up to this size: all eigenvectors
+CLIP = 2.0       # times the values' root mean square, over the share that is missing
+DEPTH = 6        # products with G_k, else
+SHARPEN = 1      # power iterations
+WIDTH = 16       # directions of a span that a power iteration uses; half the rank, if that is more
+TRIES = 8        # of Jennrich's algorithm
+SCALING = 2000   # entries per term that its scale is fitted to
 
 
 def spectral_start(problem: Problem, *, generator: np.random.Generator) -> Factors:
-    """Factors near the terms that the unfoldings show, at the data's scale; different generators, different slices.
+    """Factors near the terms that the unfoldings show, at the data's scale; different generators, different guesses.
 
-    Rows without data are zero. Terms that cannot be told apart in this way (R above the size of the second largest mode)
-    are small random ones. Non-negative modes get magnitudes. Fixed modes are guessed like the others: replace them.
+    Rows without data are zero. Non-negative modes get magnitudes. Fixed modes are guessed like the others: replace them.
     """
     K, R = len(problem.shape), problem.rank
-    value = problem.value
+    value = _clipped(problem)
     if problem.weight is not None:    # entries that are hardly trusted must not lead; the others count as they are
         value = value * np.minimum(1.0, problem.weight / problem.weight.mean())
     spans = [_span(problem, value, k, generator) for k in range(K)]
+    for _ in range(SHARPEN):
+        for k in range(K):
+            spans[k] = _leading(_contracted(problem, value, spans, k, generator), R)
     lead, *others = sorted(range(K), key=lambda k: -problem.shape[k])
-    core: list = [None] * K                                                 # (width of span k, terms)
-    core[lead] = _terms(problem, value, spans, lead, others[0], generator)
-    for k in others:
+    parts: list = [None] * K
+    parts[lead], parts[others[0]], third = _terms(problem, value, spans, lead, others, generator)
+    if K == 3:
+        parts[others[1]] = third
+    for k in others[1:] if K > 3 else ():
         slice_ = _slice(problem, value, spans, lead, k, generator)
-        core[k] = (np.linalg.pinv(core[lead], rcond=1e-6) @ slice_).T
-    factors = [_unit(span @ c) for span, c in zip(spans, core, strict=True)]
+        parts[k] = (np.linalg.pinv(parts[lead], rcond=1e-6) @ slice_).T
+    factors = [_unit(span @ part) for span, part in zip(spans, parts, strict=True)]
     factors = [_widened(f, R, np.bincount(problem.index[k], minlength=f.shape[0]) > 0, generator)
                for k, f in enumerate(factors)]
     factors = [np.abs(f) if n else f for f, n in zip(factors, problem.non_negative, strict=True)]
     return _scaled(problem, factors)
 
 
-def _unfolding(problem: Problem, value: np.ndarray, k: int) -> scipy.sparse.csr_array:
-    """(I_k, number of columns with data): columns are counted where there is data, so any shape fits."""
-    column = np.zeros(len(value), dtype=np.int64)
-    for j, size in enumerate(problem.shape):
-        if j != k:
-            column = np.unique(column * size + problem.index[j], return_inverse=True)[1]
-    return scipy.sparse.csr_array((value, (problem.index[k], column)), shape=(problem.shape[k], int(column.max()) + 1))
+def _clipped(problem: Problem) -> np.ndarray:
+    """Products of factors have heavy tails, and where little is observed a few large values hide the rest."""
+    value = problem.value
+    missing = max(0.0, 1 - len(value) / math.prod(problem.shape))
+    if missing == 0:
+        return value
+    largest = CLIP / missing * math.sqrt(value @ value / len(value))
+    return np.clip(value, -largest, largest)
 
 
 def _span(problem: Problem, value: np.ndarray, k: int, generator: np.random.Generator) -> np.ndarray:
     """(I_k, min(R, I_k)): leading eigenvectors of G_k."""
     size, width = problem.shape[k], min(problem.rank, problem.shape[k])
-    unfolding = _unfolding(problem, value, k)
-    diagonal = np.asarray(unfolding.multiply(unfolding).sum(1)).ravel()
-    excess = (1 - min(1.0, len(value) / math.prod(problem.shape))) * diagonal
-    guess = generator.standard_normal(size)
-    if size <= max(DENSE, 2 * width):
-        gram = (unfolding @ unfolding.T).toarray() - np.diag(excess)
-        vectors = np.linalg.eigh(gram)[1][:, ::-1][:, :width]
+    seen, times, gram = _gram(problem, value, k)
+    if gram is not None and size <= EXACT:
+        return scipy.linalg.eigh(gram, subset_by_index=(size - width, size - 1))[1][:, ::-1]
+    return _block_krylov(times, generator.standard_normal((size, width + 6)) * seen[:, None], width)
+
+
+def _gram(problem: Problem, value: np.ndarray, k: int) -> tuple[np.ndarray, Times, np.ndarray | None]:
+    """The rows with data, the product of G_k with a block of columns, and G_k itself if it is small."""
+    size = problem.shape[k]
+    order, start = _by_fibre(problem.index, k, problem.shape)
+    row, value = problem.index[k][order], value[order]
+    diagonal = np.bincount(row, value * value, size)
+    excess = min(1.0, len(value) / math.prod(problem.shape)) - 1
+    if size <= DENSE:
+        gram = np.diag(excess * diagonal)
+        _add_gram(start, row, value, gram)
+        return diagonal > 0, partial(np.matmul, gram), gram
+
+    def times(block: np.ndarray) -> np.ndarray:
+        product = excess * diagonal[:, None] * block
+        _add_gram_times(start, row, value, np.ascontiguousarray(block), product)
+        return product
+    return diagonal > 0, times, None
+
+
+def _block_krylov(times: Times, block: np.ndarray, width: int) -> np.ndarray:
+    """The ``width`` leading eigenvectors of a symmetric matrix, nearly (Musco & Musco 2015)."""
+    blocks = [np.linalg.qr(block)[0]]
+    for _ in range(DEPTH):
+        blocks.append(np.linalg.qr(times(blocks[-1]))[0])
+        if sum(b.shape[1] for b in blocks) + block.shape[1] > len(block):
+            break
+    basis = np.linalg.qr(np.concatenate(blocks, axis=1))[0]
+    small = basis.T @ times(basis)
+    size = len(small)
+    return basis @ scipy.linalg.eigh(small + small.T, subset_by_index=(size - width, size - 1))[1][:, ::-1]
+
+
+def _leading(matrix: np.ndarray, rank: int) -> np.ndarray:
+    """The leading left singular vectors, as many as ``rank`` if the matrix has them; rows of zeros stay zero."""
+    rows, columns = matrix.shape
+    width = min(rank, rows)
+    if columns >= rows or columns < width:
+        return np.linalg.svd(matrix, full_matrices=columns < width)[0][:, :width]
+    vectors = scipy.linalg.eigh(matrix.T @ matrix, subset_by_index=(columns - width, columns - 1))[1][:, ::-1]
+    return np.linalg.qr(matrix @ vectors)[0]
+
+
+def _contracted(problem: Problem, value: np.ndarray, spans: list[np.ndarray], k: int, generator: np.random.Generator,
+                limit: int | None = None) -> np.ndarray:
+    """(I_k, columns): M_k times directions of the other spans; all pairs of them, if the spans are few and narrow."""
+    limit = limit or max(WIDTH, problem.rank // 2)
+    one, *rest = (j for j in range(len(spans)) if j != k)
+    first = _narrowed(spans[one], limit, generator)
+    if not rest:
+        second = np.ones((1, 1))
+        index = np.zeros((1, len(value)), np.int32)
+        offset = np.zeros(1, np.int64)
     else:
-        gram = scipy.sparse.linalg.LinearOperator(
-            (size, size), dtype=np.float64, matvec=lambda v: unfolding @ (unfolding.T @ v.ravel()) - excess * v.ravel())
-        try:
-            vectors = scipy.sparse.linalg.eigsh(gram, width, which="LA", v0=guess, tol=1e-3, maxiter=50 * width + 500)[1]
-        except scipy.sparse.linalg.ArpackNoConvergence as error:   # those that have converged; a start needs no more
-            rest = generator.standard_normal((size, width - error.eigenvectors.shape[1]))
-            vectors = np.linalg.qr(np.concatenate([error.eigenvectors, rest], axis=1))[0]
-    vectors[diagonal == 0] = 0
-    return vectors
+        index = problem.index[rest]
+        if len(rest) == 1:
+            parts = [_narrowed(spans[rest[0]], limit, generator)]
+        else:
+            parts = [spans[m] @ generator.standard_normal((spans[m].shape[1], limit)) for m in rest]
+        second = np.concatenate(parts)
+        offset = np.cumsum([0, *map(len, parts)])[:-1]
+    out = np.zeros((problem.shape[k], first.shape[1] * second.shape[1]))
+    _contract(problem.index[k], problem.index[one], index, value, np.ascontiguousarray(first), second, offset, out)
+    return out
+
+
+def _narrowed(span: np.ndarray, limit: int, generator: np.random.Generator) -> np.ndarray:
+    if span.shape[1] <= limit:
+        return span
+    return span @ np.linalg.qr(generator.standard_normal((span.shape[1], limit)))[0]
 
 
 def _slice(problem: Problem, value: np.ndarray, spans: list[np.ndarray], j: int, k: int,
@@ -83,22 +158,60 @@ def _slice(problem: Problem, value: np.ndarray, spans: list[np.ndarray], j: int,
     for other, span in enumerate(spans):
         if other not in (j, k):
             contracted *= (span @ generator.standard_normal(span.shape[1]))[problem.index[other]]
-    matrix = scipy.sparse.coo_array((contracted, (problem.index[j], problem.index[k])),
-                                    shape=(problem.shape[j], problem.shape[k])).tocsr()
-    return spans[j].T @ (matrix @ spans[k])
+    out = np.zeros((problem.shape[j], spans[k].shape[1]))
+    _contract(problem.index[j], problem.index[k], np.zeros((1, len(value)), np.int32), contracted,
+              np.ascontiguousarray(spans[k]), np.ones((1, 1)), np.zeros(1, np.int64), out)
+    return spans[j].T @ out
 
 
-def _terms(problem: Problem, value: np.ndarray, spans: list[np.ndarray], lead: int, second: int,
-           generator: np.random.Generator) -> np.ndarray:
-    """(width of the leading span, terms): eigenvectors of X_1 pinv(X_2); real parts where a pair is complex."""
-    width = min(spans[lead].shape[1], spans[second].shape[1])
+def _terms(problem: Problem, value: np.ndarray, spans: list[np.ndarray], lead: int, others: list[int],
+           generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The terms in the spans of the two largest modes, and of the third (if there are more: of random mixtures)."""
+    swapped = [spans[lead], *(spans[k] for k in others)]
+    one, two = swapped[0].shape[1], swapped[1].shape[1]
+    moved = Problem(problem.index[[lead, *others]], value, None, tuple(problem.shape[k] for k in [lead, *others]), problem.rank,
+                    problem.ridge, problem.non_negative, problem.fixed)
+    core = (swapped[0].T @ _contracted(moved, value, swapped, 0, generator, problem.rank)).reshape(one, two, -1)
     if len(spans) == 2:                      # a matrix has no own terms: take the singular vectors'
-        return np.eye(spans[lead].shape[1])[:, :width]
-    one, two = (_slice(problem, value, spans, lead, second, generator) for _ in range(2))
+        left, _, right = np.linalg.svd(core[:, :, 0])
+        width = min(one, two)
+        return left[:, :width], right.T[:, :width], np.ones((1, width))
+    core /= np.linalg.norm(core) or 1.0
+    found = [_als(core, _jennrich(core, problem.rank, generator)) for _ in range(TRIES)]
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def _jennrich(core: np.ndarray, rank: int, generator: np.random.Generator) -> list[np.ndarray]:
+    """Three factors: eigenvectors of X_1 pinv(X_2), two random slices; real parts where a pair is complex."""
+    one, two = (core @ generator.standard_normal(core.shape[2]) for _ in range(2))
     values, vectors = np.linalg.eig(one @ np.linalg.pinv(two, rcond=1e-6))
-    order = np.argsort(-np.abs(values), kind="stable")[:width]
-    real = np.where(values.imag[order] < 0, vectors.imag[:, order], vectors.real[:, order])   # a pair spans a plane
-    return _unit(real)
+    order = np.argsort(-np.abs(values), kind="stable")[:min(rank, *core.shape[:2])]
+    real = _unit(np.where(values.imag[order] < 0, vectors.imag[:, order], vectors.real[:, order]))   # a pair spans a plane
+    second = _unit((np.linalg.pinv(real, rcond=1e-6) @ one).T)
+    extra = rank - real.shape[1]
+    factors = [np.concatenate([f, _unit(generator.standard_normal((len(f), extra)))], axis=1) for f in (real, second)]
+    return [*factors, np.zeros((core.shape[2], rank))]
+
+
+def _als(core: np.ndarray, factors: list[np.ndarray], sweeps: int = 20) -> tuple[float, list[np.ndarray]]:
+    """Dense alternating least squares: squared error, and factors with unit columns but the third's."""
+    unfolded = [np.moveaxis(core, k, 0).reshape(core.shape[k], -1) for k in range(3)]
+    error = math.inf
+    for sweep in range(sweeps):
+        for k in ((2, 0, 1) if sweep + 1 < sweeps else (2,)):
+            a, b = (factors[j] for j in range(3) if j != k)
+            gram = (a.T @ a) * (b.T @ b)
+            gram.flat[::len(gram) + 1] += 1e-9 * gram.trace() / len(gram) + 1e-300
+            products = (a[:, None] * b[None]).reshape(-1, a.shape[1])
+            right = unfolded[k] @ products
+            factors[k] = np.linalg.solve(gram, right.T).T
+            if k < 2:
+                factors[k] = _unit(factors[k])
+            else:
+                before, error = error, 1 - 2 * (right * factors[2]).sum() + ((factors[2].T @ factors[2]) * gram).sum()
+        if error > before * (1 - 1e-3) or error < 1e-12:
+            break
+    return error, factors
 
 
 def _unit(columns: np.ndarray) -> np.ndarray:
@@ -108,6 +221,7 @@ def _unit(columns: np.ndarray) -> np.ndarray:
 
 def _widened(factor: np.ndarray, rank: int, seen: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """R unit columns: random ones where the spans gave none."""
+    factor[~seen] = 0
     missing = np.flatnonzero(np.linalg.norm(factor, axis=0) == 0)
     factor[:, missing] = _unit(generator.standard_normal((len(factor), len(missing))) * seen[:, None])
     extra = generator.standard_normal((len(factor), rank - factor.shape[1])) * seen[:, None]
@@ -115,19 +229,107 @@ def _widened(factor: np.ndarray, rank: int, seen: np.ndarray, generator: np.rand
 
 
 def _scaled(problem: Problem, factors: list[np.ndarray]) -> Factors:
-    """Each term times a number, shared over the modes: least squares on the observed entries, slightly ridged."""
-    terms = np.ones((len(problem.value), problem.rank))
+    """Each term times a number, shared over the modes: least squares on some observed entries, slightly ridged."""
+    some = slice(None, None, max(1, len(problem.value) // (SCALING * problem.rank)))
+    terms = np.ones((len(problem.value[some]), problem.rank))
     for factor, i in zip(factors, problem.index, strict=True):
-        terms *= factor[i]
-    weighted = terms if problem.weight is None else terms * problem.weight[:, None]
+        terms *= factor[i[some]]
+    weighted = terms if problem.weight is None else terms * problem.weight[some, None]
     gram, K = weighted.T @ terms, len(factors)
     size = gram.diagonal().mean()
     if not size > 0:
         return tuple(factors)
-    scale = np.linalg.solve(gram + 1e-3 * size * np.eye(len(gram)), weighted.T @ problem.value)
+    scale = np.linalg.solve(gram + 1e-3 * size * np.eye(len(gram)), weighted.T @ problem.value[some])
     share = np.maximum(np.abs(scale), 1e-3 * np.abs(scale).max(initial=0)) ** (1 / K)
     out = [factor * share for factor in factors]
     free = next((k for k in range(K) if not problem.non_negative[k]), None)
     if free is not None:
         out[free] = out[free] * np.where(scale < 0, -1.0, 1.0)
     return tuple(np.ascontiguousarray(f) for f in out) if math.isfinite(share.sum()) else tuple(factors)
+
+
+def _by_fibre(index: np.ndarray, k: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """An order of the entries in which those of a mode-k fibre stand together, and where each fibre starts."""
+    others = [j for j in range(len(shape)) if j != k]
+    order = np.arange(index.shape[1])
+    for j in others:
+        order = _stably_sorted(index[j], order, shape[j])
+    return order, _starts(index[others], order)
+
+
+@compiled()
+def _stably_sorted(row: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
+    place = np.zeros(size + 1, np.int64)
+    for b in range(len(row)):
+        place[row[b] + 1] += 1
+    for i in range(1, size + 1):
+        place[i] += place[i - 1]
+    out = np.empty_like(order)
+    for b in order:
+        i = row[b]
+        out[place[i]] = b
+        place[i] += 1
+    return out
+
+
+@compiled()
+def _starts(index: np.ndarray, order: np.ndarray) -> np.ndarray:
+    start = np.empty(len(order) + 1, np.int64)
+    count = 0
+    for q in range(len(order)):
+        new = q == 0
+        for j in range(len(index)):
+            new |= index[j, order[q]] != index[j, order[q - 1]]
+        if new:
+            start[count] = q
+            count += 1
+    start[count] = len(order)
+    return start[:count + 1].copy()
+
+
+@compiled()
+def _add_gram(start: np.ndarray, row: np.ndarray, value: np.ndarray, gram: np.ndarray) -> None:
+    for f in range(len(start) - 1):
+        for p in range(start[f], start[f + 1]):
+            into = gram[row[p]]
+            into[row[p]] += value[p] ** 2
+            for q in range(start[f], p):
+                into[row[q]] += value[p] * value[q]
+    for i in range(len(gram)):
+        for j in range(i):
+            both = gram[i, j] + gram[j, i]
+            gram[i, j] = both
+            gram[j, i] = both
+
+
+@compiled(fastmath={"reassoc", "contract", "nsz"})
+def _add_gram_times(start: np.ndarray, row: np.ndarray, value: np.ndarray, block: np.ndarray, product: np.ndarray) -> None:
+    width = block.shape[1]
+    sums = np.empty(width)
+    for f in range(len(start) - 1):
+        sums[:] = 0.0
+        for p in range(start[f], start[f + 1]):
+            for c in range(width):
+                sums[c] += value[p] * block[row[p], c]
+        for p in range(start[f], start[f + 1]):
+            for c in range(width):
+                product[row[p], c] += value[p] * sums[c]
+
+
+@compiled(fastmath={"reassoc", "contract", "nsz"})
+def _contract(into: np.ndarray, one: np.ndarray, rest: np.ndarray, value: np.ndarray, first: np.ndarray, second: np.ndarray,
+              offset: np.ndarray, out: np.ndarray) -> None:
+    """out[into[b], (a, c)] += value[b] first[one[b], a] prod_m second[offset[m] + rest[m, b], c]"""
+    width, depth = first.shape[1], second.shape[1]
+    right = np.empty(depth)
+    for b in range(len(value)):
+        for c in range(depth):
+            right[c] = value[b] * second[rest[0, b], c]
+        for m in range(1, len(rest)):
+            for c in range(depth):
+                right[c] *= second[offset[m] + rest[m, b], c]
+        i, o = into[b], one[b]
+        for a in range(width):
+            left = first[o, a]
+            for c in range(depth):
+                out[i, a * depth + c] += left * right[c]
