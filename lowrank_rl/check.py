@@ -1,11 +1,16 @@
 """Checks at public doors: each failure is one sentence that says what, expected, got and the remedy."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def shapes(**named: tuple[torch.Tensor | np.ndarray, str]) -> dict[str, int]:
@@ -29,10 +34,10 @@ def shapes(**named: tuple[torch.Tensor | np.ndarray, str]) -> dict[str, int]:
 
 def finite(name: str, array: torch.Tensor | np.ndarray) -> None:
     """Refuse NaN and Inf, saying how many there are and where the first one is."""
-    bad = ~(torch.isfinite(array) if isinstance(array, torch.Tensor) else np.isfinite(array))
+    bad = ~(np.isfinite(array) if isinstance(array, np.ndarray) else array.isfinite())
     if bad.any():
-        first = tuple(int(i) for i in bad.nonzero()[0]) if isinstance(bad, torch.Tensor) else \
-            tuple(int(axis[0]) for axis in bad.nonzero())
+        first = tuple(int(axis[0]) for axis in bad.nonzero()) if isinstance(bad, np.ndarray) else \
+            tuple(int(i) for i in bad.nonzero()[0])
         raise ValueError(f"{name}: {int(bad.sum())} of {bad.size if isinstance(bad, np.ndarray) else bad.numel()} values "
                          f"are NaN or Inf, the first at {first}; expected finite numbers, so drop or repair those rows")
 
@@ -61,6 +66,8 @@ def known(what: str, name: object, names: Iterable[object]) -> None:
 
 def device(name: str) -> str:
     """Refuse a device that torch cannot compute on here."""
+    import torch  # here, because it takes a second and 200 MB, which users of discrete completion need not pay
+
     try:
         float(torch.zeros(1, device=name))
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -1,9 +1,14 @@
 """Random numbers by name: a generator depends on a seed and on labels, never on what ran before."""
 
+from __future__ import annotations
+
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def integer(seed: int, *labels: object) -> int:
@@ -14,6 +19,8 @@ def integer(seed: int, *labels: object) -> int:
 
 def stream(seed: int, *labels: object, device: str | torch.device = "cpu") -> torch.Generator:
     """A torch generator for one purpose: ``stream(3, "halfcheetah", "persim", "init")``."""
+    import torch  # here, because it takes a second and 200 MB, and NumPy's streams do without
+
     return torch.Generator(device).manual_seed(integer(seed, *labels))
 
 

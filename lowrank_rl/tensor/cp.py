@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lowrank_rl import check
 from lowrank_rl.rng import numpy_stream
-from lowrank_rl.tensor import io
 from lowrank_rl.tensor.observed import numbers, rows, sizes
 
 CHUNK = 1 << 14   # entries gathered at once, to stay in the cache
@@ -107,6 +105,10 @@ class CP:
         Raises:
             ValueError: the folder cannot be written or the disk is full; an older file of that name is untouched.
         """
+        import torch  # here, because it takes a second and 200 MB
+
+        from lowrank_rl.tensor import io
+
         factors = {f"factor {k}": torch.from_numpy(factor) for k, factor in enumerate(self.factors)}
         io.save(path, "CP", {"weights": torch.from_numpy(self.weights), **factors}, {"modes": len(self.factors)})
 
@@ -117,6 +119,8 @@ class CP:
         Raises:
             ValueError: missing, corrupt or truncated file, or one of another kind or schema.
         """
+        from lowrank_rl.tensor import io  # here, because it brings torch
+
         tensors, header = io.load(path, "CP")
         try:
             return cls(tensors["weights"], tuple(tensors[f"factor {k}"] for k in range(header["modes"])))

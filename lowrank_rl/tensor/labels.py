@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from lowrank_rl import check
 
@@ -14,7 +13,7 @@ Coded = tuple[np.ndarray, np.ndarray]   # labels that occur, each once (U,), and
 
 def as_array(name: str, x: Any) -> np.ndarray:
     """NumPy's view of an array, column, torch tensor or list; refuses rows of different lengths."""
-    if isinstance(x, torch.Tensor):
+    if hasattr(x, "detach"):   # a torch tensor, told without importing torch
         x = x.detach().cpu()
         return (x.double() if x.is_floating_point() else x).numpy()   # NumPy has no bfloat16
     try:

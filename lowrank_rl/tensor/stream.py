@@ -9,6 +9,7 @@ were larger; drop repeats before, or a loss and a held-out score count them twic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -62,6 +63,7 @@ class Stream:
     _range: tuple[int, int]    # entry numbers
     _sides: tuple[_Side, ...]
     _count: int                # B
+    unit: float = 1.0          # what the stored values are divided by
 
     @classmethod
     def from_arrays(cls, index: Any, value: Any, shape: Sequence[int] | None = None, weight: Any = None, *,
@@ -133,7 +135,19 @@ class Stream:
                 index, value = index.compress(keep, axis=1), value[keep]
                 weight = None if weight is None else weight[keep]
             if len(value):
-                yield index, value, weight
+                yield index, value / self.unit, weight
+
+    def root_mean_square(self) -> float:
+        """Of the values, by weight; 1 if all values are 0."""
+        square = total = 0.0
+        for _, value, weight in self.chunks():
+            square += float(value @ value if weight is None else (weight * value) @ value)
+            total += len(value) if weight is None else float(weight.sum())
+        return math.sqrt(square / total) or 1.0
+
+    def scaled(self, unit: float) -> Stream:
+        """The same entries with values in this unit."""
+        return replace(self, unit=self.unit * unit)
 
     def sample(self, count: int, *, seed: int) -> Chunk:
         """``count`` entries, each set of them equally likely, in order; reads no more of an array than those."""
@@ -154,7 +168,8 @@ class Stream:
                 best, least = best[chosen], least[chosen]
         parts = [_entries(raw, self.shape) for raw in self._source.take(np.sort(best), self.chunk)]
         index, value, weight = zip(*parts, strict=True)
-        return np.concatenate(index, axis=1), np.concatenate(value), np.concatenate(weight) if self.weighted else None
+        weight = np.concatenate(weight) if self.weighted else None
+        return np.concatenate(index, axis=1), np.concatenate(value) / self.unit, weight
 
     def split(self, fraction: float, *, seed: int) -> tuple[Stream, Stream]:
         """(train, held out), with about ``fraction`` held out: a hash of seed and entry number decides, so that nothing is

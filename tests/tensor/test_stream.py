@@ -311,3 +311,15 @@ def test_memory_is_bounded_by_the_chunk(tmp_path, kind):
         parquet(tmp_path / "a.parquet", index, value, group=2_000_000)
     out = subprocess.run([sys.executable, "-c", MEMORY, kind, str(tmp_path)], capture_output=True, text=True, check=True)
     assert int(out.stdout) < (20e6 if kind == "arrays" else 60e6)   # parquet decodes pages of its own size
+
+
+def test_units_and_root_mean_square():
+    rng = np.random.default_rng(5)
+    index, value, weight = rng.integers(0, 9, (500, 3)), rng.standard_normal(500), rng.random(500) + 0.1
+    stream = Stream.from_arrays(index, value, weight=weight, chunk=64)
+    assert stream.root_mean_square() == pytest.approx(np.sqrt(np.average(value**2, weights=weight)), rel=1e-12)
+    halved = stream.scaled(2.0)
+    np.testing.assert_allclose(np.concatenate([v for _, v, _ in halved.chunks()]), value / 2)
+    np.testing.assert_allclose(halved.sample(40, seed=1)[1], stream.sample(40, seed=1)[1] / 2)
+    assert halved.scaled(3.0).root_mean_square() == pytest.approx(stream.root_mean_square() / 6, rel=1e-12)
+    assert Stream.from_arrays(index, np.zeros(500)).root_mean_square() == 1.0

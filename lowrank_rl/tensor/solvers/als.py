@@ -5,7 +5,7 @@ The loop is over an engine, which only has to give blocks of normal equations; `
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -165,15 +165,17 @@ def _balance(problem: Problem, free: list[int], factors: Factors) -> None:
         factors[k][:, alive] *= scale
 
 
-def fill_empty_rows(problem: Problem, factors: Factors) -> Factors:
-    """Rows without entries become the mean of their mode's rows with entries, a better guess than zero; fixed modes stay."""
+def fill_empty_rows(factors: Factors, seen: Sequence[np.ndarray], fixed: Sequence[bool]) -> Factors:
+    """Rows without entries become the mean of their mode's rows with entries, a better guess than zero; fixed modes stay.
+
+    seen[k]: (I_k,) bool, the rows with entries.
+    """
     filled = []
-    for factor, index, fixed in zip(factors, problem.index, problem.fixed, strict=True):
-        empty = np.bincount(index, minlength=len(factor)) == 0
-        if fixed or not empty.any() or empty.all():
+    for factor, rows_seen, is_fixed in zip(factors, seen, fixed, strict=True):
+        if is_fixed or rows_seen.all() or not rows_seen.any():
             filled.append(factor)
             continue
         new = factor.copy()
-        new[empty] = factor[~empty].mean(0)
+        new[~rows_seen] = factor[rows_seen].mean(0)
         filled.append(new)
     return tuple(filled)

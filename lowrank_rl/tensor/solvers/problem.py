@@ -30,6 +30,19 @@ class Problem:
     non_negative: tuple[bool, ...]    # (K,)
     fixed: tuple[bool, ...]           # (K,) factors that stay as in the start
 
+    @property
+    def free_numbers(self) -> int:
+        """Parameters of the free modes less the scales that may move between modes."""
+        free = [n for n, fixed in zip(self.shape, self.fixed, strict=True) if not fixed]
+        return self.rank * (sum(free) - len(free) + 1)
+
+    def seen(self) -> tuple[np.ndarray, ...]:
+        """For each mode which rows have entries, (I_k,) bool."""
+        seen = tuple(np.zeros(n, np.bool_) for n in self.shape)
+        for mode, index in zip(seen, self.index, strict=True):
+            mode[index] = True
+        return seen
+
     def predict(self, factors: Factors) -> np.ndarray:
         """The model at the observed entries, (B,)."""
         terms = factors[0][self.index[0]]

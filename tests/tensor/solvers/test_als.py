@@ -97,7 +97,7 @@ def test_rows_without_entries_are_zero_then_the_mean():
     problem = replace(problem, index=problem.index[:, keep], value=problem.value[keep])
     fit = solve_als(problem, start, ALSConfig(max_iter=10))
     assert (fit.factors[1][4] == 0).all()
-    filled = fill_empty_rows(problem, fit.factors)
+    filled = fill_empty_rows(fit.factors, problem.seen(), problem.fixed)
     np.testing.assert_allclose(filled[1][4], np.delete(fit.factors[1], 4, axis=0).mean(0))
     assert (filled[0] == fit.factors[0]).all()
 
