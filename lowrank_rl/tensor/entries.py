@@ -49,8 +49,8 @@ def matrix(X: Any) -> np.ndarray:
 
 
 def columns(array: np.ndarray, shape: tuple[int, ...] | None, why: str) -> np.ndarray:
-    """Coordinates (B, K) as (K, B) int32; refuses what is not whole, negative, or outside the shape."""
-    index = np.empty(array.shape[::-1], np.int32)
+    """Coordinates (B, K) as (K, B) int32, the caller's own if they are int32; refuses fractions and what is out of range."""
+    index = array.T if array.dtype == np.int32 and array.flags.forc else np.empty(array.shape[::-1], np.int32)
     for k, column in enumerate(array.T):
         if column.dtype.kind == "f":
             _refuse_fractions(column, k)
@@ -62,7 +62,8 @@ def columns(array: np.ndarray, shape: tuple[int, ...] | None, why: str) -> np.nd
         if high >= limit:
             raise ValueError(f"X: expected coordinates below {limit} in column {k}, got {high}; "
                              + ("number labels with Observed.from_table" if shape is None else why))
-        index[k] = column
+        if not np.may_share_memory(index, array):
+            index[k] = column
     return index
 
 

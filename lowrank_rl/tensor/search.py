@@ -56,10 +56,7 @@ class Run:
                 return Fit(zero, [], "all values are 0", True)
             found, layouts = start, Layouts(self.problem)
             if start is None or (any(self.problem.fixed) and not self.door.continues):
-                sample = self._sample()
-                found = self._search(sample, start, layouts if sample is self.problem else Layouts(sample))
-                if sample is not self.problem:
-                    found = fill_empty_rows(found, sample.seen(), sample.fixed)
+                found = self._find(start, layouts)
             if self.stop:
                 return Fit(found, self.history, ASKED, False)
             self.best = math.inf, found
@@ -95,6 +92,13 @@ class Run:
         else:
             yield None
 
+    def _find(self, start: Factors | None, layouts: Layouts) -> Factors:
+        """The terms, from a sample, which is gone before the sweeps over all entries need memory."""
+        sample = self._sample()
+        if sample is self.problem:
+            return self._search(sample, start, layouts)
+        return fill_empty_rows(self._search(sample, start, Layouts(sample)), sample.seen(), sample.fixed)
+
     def _sample(self) -> Problem:
         """Enough entries to find the terms by, drawn at random; all, if that is not much less."""
         problem, total = self.problem, len(self.problem.value if self.stream is None else self.stream)
@@ -108,7 +112,7 @@ class Run:
             generator = numpy_stream(self.door.random_state, "completion", "sample")
             chosen = np.sort(generator.choice(total, count, replace=False, shuffle=False))
         ridge = tuple(r * count / total for r in problem.ridge)   # as much against the data as with all of them
-        return replace(problem, index=problem.index[:, chosen], value=problem.value[chosen], ridge=ridge,
+        return replace(problem, index=np.ascontiguousarray(problem.index[:, chosen]), value=problem.value[chosen], ridge=ridge,
                        weight=None if problem.weight is None else problem.weight[chosen])
 
     def _search(self, sample: Problem, start: Factors | None, layouts: Layouts) -> Factors:
