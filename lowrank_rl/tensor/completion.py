@@ -60,7 +60,8 @@ class CPCompletion(RegressorMixin, BaseEstimator):
         init: "spectral", then random starts, annealed where data are scarce; "random", those only; or a CP: this start
             alone, or first if it also gives the factors of ``fixed_modes`` to the other starts.
         n_restarts: starts at most.
-        regularization: the ridge, >= 0; one number or one per mode.
+        regularization: the ridge, >= 0; one number or one per mode. Noisy tables want more than the default, up to about 1:
+            choose by held-out entries, as with ``GridSearchCV``.
         non_negative: factors >= 0; one bool or one per mode. Not for "lm".
         fixed_modes: modes whose factors stay as in the CP given as ``init`` (or in the last fit, with ``warm_start``).
         tol: a solver stops when a sweep lowers the loss by less than this share of it.
@@ -85,7 +86,7 @@ class CPCompletion(RegressorMixin, BaseEstimator):
     """
 
     def __init__(self, rank: int = 2, *, solver: str = "als", init: str | CP = "spectral", n_restarts: int = 20,
-                 regularization: float | Sequence[float] = 1e-6, non_negative: bool | Sequence[bool] = False,
+                 regularization: float | Sequence[float] = 1e-3, non_negative: bool | Sequence[bool] = False,
                  fixed_modes: Sequence[int] = (), tol: float = 1e-6, max_iter: int = 500,
                  shape: Sequence[int] | None = None, warm_start: bool = False, random_state: int = 0, device: str = "cpu",
                  engine: str = "local", n_workers: int = 2, address: str | None = None, verbose: int = 0,

@@ -56,7 +56,7 @@ def test_noise_alone_gets_the_smallest_rank_and_a_caution():
 def test_a_constant_tensor_has_rank_one():
     choice = choose_rank(Observed.from_dense(np.full((5, 4, 3), 7.0)), [3, 1, 2], seed=0)
     assert choice.chosen == 1
-    assert choice.mean[0] < 1e-4
+    assert choice.mean[0] < 1e-3    # of 7; what the ridge takes
 
 
 def test_the_rule_on_a_table_made_by_hand():

@@ -57,10 +57,8 @@ class RayEngine:
             shares = problem.shards(workers) if isinstance(problem, Stream) else _shares(problem, workers)
             # the object store keeps the entries; a stream of parquet files is only their names
             self._shares = [ray.put(share) for share in shares]
-            self._worker = ray.remote(_Worker).options(
-                max_restarts=0, scheduling_strategy="SPREAD",   # one node's death should not take all
-                runtime_env={"env_vars": dict.fromkeys(ONE_THREAD, "1")})
-            self._actors = [self._worker.remote(share) for share in self._shares]
+            self._worker = ray.remote(_Worker)
+            self._actors = [self._start(n) for n in range(len(self._shares))]
             self.square = sum(self._all("square"))
         except BaseException:
             self.close()
@@ -101,6 +99,15 @@ class RayEngine:
             raise ValueError("RayEngine: expected an open engine, got a closed one; make another")
         return self._ray.put(factors)
 
+    def _start(self, n: int) -> Any:
+        """A worker for share n; workers go to the nodes in turn, so that one node's death does not take all."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        nodes = sorted(node["NodeID"] for node in self._ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
+        place = NodeAffinitySchedulingStrategy(nodes[n % len(nodes)], soft=True) if nodes else "DEFAULT"
+        return self._worker.options(max_restarts=0, scheduling_strategy=place,
+                                    runtime_env={"env_vars": dict.fromkeys(ONE_THREAD, "1")}).remote(self._shares[n])
+
     def _all(self, method: str, *arguments: Any) -> Iterator[Any]:
         """What the workers answer, in their order, all asked at once."""
         pending = [self._ask(n, method, arguments) for n in range(len(self._actors))]
@@ -120,7 +127,7 @@ class RayEngine:
                 last = error
             self._ray.kill(self._actors[n])   # if only its answer is lost
             self._started.discard(n)
-            self._actors[n] = self._worker.remote(self._shares[n])
+            self._actors[n] = self._start(n)
             pending = self._ask(n, method, arguments)
         raise ValueError(f"workers: expected ones that live, but number {n} died {DEATHS} times in a row "
                          f"('{_line(last)}'); with more workers each holds less") from last

@@ -26,7 +26,7 @@ Local = Callable[[Problem, Factors], Fit]
 class MultistartConfig:
     starts: int = 30                # at most
     agree: int = 2                  # stop when so many starts end in the best loss and the same tensor; one more if scarce
-    explained: float = 1e-5         # stop when the loss is below this fraction of that of the zero tensor
+    explained: float = 1e-5         # stop when the squared error is below this fraction of the values' sum of squares
     same: float = 1e-2              # losses and tensors (Frobenius, all entries) closer than this, relatively, are the same
     cheap: int = 3                  # starts that are not annealed: the first spectral, then random ones
     scarce: float = 5.0             # entries per free number of the model below which one more start must agree
@@ -85,7 +85,7 @@ def solve(problem: Problem, local: Local, config: MultistartConfig = MultistartC
         ran = f"{number + 1} start" + "s" * (number > 0)
         if progress and progress(history[-1], tuple(f.copy() for f in fits[best].factors)):
             return Fit(fits[best].factors, history, f"the callback asked to stop after {ran}", False)
-        if losses[best] <= enough:
+        if losses[best] - problem.penalty(fits[best].factors) <= enough:
             return Fit(fits[best].factors, history, f"the data are explained after {ran}", True)
         if agreed >= needed:
             return Fit(fits[best].factors, history, f"{agreed} of {ran} agree", True)

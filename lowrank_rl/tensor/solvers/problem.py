@@ -54,7 +54,11 @@ class Problem:
         """The objective above, by a pass over the entries."""
         error = self.value - self.predict(factors)
         square = error @ error if self.weight is None else (self.weight * error) @ error
-        return 0.5 * float(square + sum(r * np.square(f).sum() for r, f in zip(self.ridge, factors, strict=True)))
+        return 0.5 * float(square) + self.penalty(factors)
+
+    def penalty(self, factors: Factors) -> float:
+        """The ridge's part of the loss."""
+        return 0.5 * sum(r * float(np.square(f).sum()) for r, f in zip(self.ridge, factors, strict=True) if r)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from lowrank_rl.tensor.solvers.spectral import spectral_start
 class RepairConfig:
     rounds: int = 10             # at most
     better: float = 1e-2         # a round helped if the loss fell by this share of it
-    explained: float = 1e-5      # stop when the loss is below this fraction of that of the zero tensor
+    explained: float = 1e-5      # stop when the squared error is below this fraction of the values' sum of squares
     weak: float = 0.2            # terms worth less than this share of the residual's mean square go together,
     tangled: float = 0.15        # and terms worth less than this share of their own mean square
     ridged: int = 10             # sweeps with the ridge
@@ -75,10 +75,10 @@ def solve_repaired(problem: Problem, start: Factors, config: RepairConfig = Repa
     weak = _weak(problem, ridged, left, config)
     if weak:
         attempt(_exchanged(problem, ridged, weak, layouts, generator), weak)
-    if loss > max(enough, config.mended * 0.5 * left):
+    if loss - problem.penalty(best) > max(enough, config.mended * 0.5 * left):
         attempt(ridged, ())
     helped, tried = True, 0
-    while helped and loss > enough:
+    while helped and loss - problem.penalty(best) > enough:
         helped = False
         for terms in _suspects(problem, best, 2 * loss, config):
             if tried == config.rounds:
@@ -86,7 +86,7 @@ def solve_repaired(problem: Problem, start: Factors, config: RepairConfig = Repa
             tried += 1
             if helped := attempt(_exchanged(problem, best, terms, layouts, generator), terms):
                 break
-    return Fit(best, history, "the data are explained" if loss <= enough else "no exchange helps", True)
+    return Fit(best, history, "the data are explained" if loss - problem.penalty(best) <= enough else "no exchange helps", True)
 
 
 def _ridged(problem: Problem, factors: Factors, config: RepairConfig, layouts: Layouts) -> tuple[Factors, float]:
