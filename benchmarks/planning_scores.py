@@ -1,11 +1,14 @@
-"""What CartPole's margin is worth: the same simulators, planned with plain rewards and with the margin.
+"""What the planning is worth: the same simulators, planned as the paper does and as our defaults do.
 
-    python benchmarks/planning_scores.py        # about four minutes on one core
+    python benchmarks/planning_scores.py cartpole                        # plain rewards, or the margin; 4 minutes on one core
+    python benchmarks/planning_scores.py mountaincar runs/mountaincar    # the paper's planning in our simulators; 10 minutes
 
-Prints a Markdown table and writes results/planning_scores.csv: mean return of 5 episodes per test agent, seed 1.
+The second takes the ``small`` budget's five simulators from the folder, or trains them there. Prints Markdown and writes
+results/planning_scores.csv (mean of 5 episodes per test agent, seed 1) or results/planning_mountaincar.csv (20, seeds 0 to 4).
 """
 
 import csv
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +16,8 @@ import torch
 
 from lowrank_rl import rng
 from lowrank_rl.rl import data, evaluate
-from lowrank_rl.rl.bench import cases
+from lowrank_rl.rl.bench import cases, run
+from lowrank_rl.rl.bench.store import Cell
 from lowrank_rl.rl.models.persim import fit_persim
 from lowrank_rl.rl.plan import random_shooting
 from lowrank_rl.rl.policies.mpc import MPC
@@ -23,8 +27,7 @@ from lowrank_rl.rl.score import cartpole_margin, total_reward
 SEED, AGENTS, EPISODES = 1, [0, 1, 2, 3, 4], 5
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def margin() -> None:
     environment = cases.ENVIRONMENTS["cartpole"]
     covariates = data.agents(environment, 500, seed=SEED)
     logged = data.collect(environment, covariates, torch.arange(500), Uniform(environment.actions), seed=SEED, what="random")
@@ -36,11 +39,36 @@ def main() -> None:
         totals, _ = evaluate.returns(environment, MPC(model, planner, score), covariates, AGENTS, episodes=EPISODES, seed=SEED)
         rows.append({"score": name, **{f"agent {a + 1}": f"{x:.1f}" for a, x in zip(AGENTS, totals.mean(1), strict=True)}})
         print("| " + " | ".join(rows[-1].values()) + " |", flush=True)
-    with Path("results/planning_scores.csv").open("w", newline="") as file:
+    write("planning_scores.csv", rows)
+
+
+def paper_planning(out: Path) -> None:
+    environment, rows = cases.ENVIRONMENTS["mountaincar"], []
+    for seed in range(5):
+        cell = Cell("mountaincar", "random", "persim", 1, seed, "best", "small")
+        run.make_data(out, cell, lambda what, share: None)
+        run.train(out, cell, "cpu", lambda what, share: None)
+        policy = cases.planning_policy("paper", environment, run.load_model(out, cell))
+        covariates = data.agents(environment, 500, seed=seed)
+        totals, _ = evaluate.returns(environment, policy, covariates, AGENTS, episodes=20, seed=seed)
+        rows.append({"simulators": "best", "planning": "paper", "seed": seed,
+                     **{f"agent {a + 1}": f"{x:.2f}" for a, x in zip(AGENTS, totals.mean(1), strict=True)}})
+        print("| " + " | ".join(map(str, rows[-1].values())) + " |", flush=True)
+    write("planning_mountaincar.csv", rows)
+
+
+def write(name: str, rows: list[dict]) -> None:
+    with (Path("results") / name).open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    if sys.argv[1:] == ["cartpole"]:
+        margin()
+    elif len(sys.argv) == 3 and sys.argv[1] == "mountaincar":
+        paper_planning(Path(sys.argv[2]))
+    else:
+        sys.exit("expected: cartpole, or: mountaincar FOLDER")

@@ -76,7 +76,7 @@ PLANNING = {
     # persistent pushes see far: with the true model near the optimum of dynamic programming, without the bonus
     ("best", "mountaincar"): Planning(ShootingConfig(horizon=150, candidates=300, stay=(0.0, 0.9, 0.97)), "total reward"),
     ("best", "cartpole"): Planning(ShootingConfig(horizon=50, candidates=1000), "cartpole margin"),
-    # the price is not clean: the best of three in first trials on the test agents' true environments, one run each
+    # the price that earns most inside the simulators, some members planning and the others the world (results/price.csv)
     ("best", "halfcheetah"): Planning(CEMConfig(), "total reward", price=4.0),
 }
 # Here all members start each predicted step from their mean (reference code); elsewhere each from its own state.
