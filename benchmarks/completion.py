@@ -6,7 +6,7 @@
     python benchmarks/completion.py recovery    # the map of what is found; half an hour, resumes where it was stopped
 
 One thread each, each measurement in a process of its own, after compilation. Prints Markdown, writes results/completion-*.csv
-(and docs/images/completion-recovery.png). ``peers`` needs pyttb: pip install 'lowrank_rl[peers]'.
+(and docs/images/completion-*.png). ``peers`` needs pyttb: pip install 'lowrank_rl[peers]'.
 """
 # ruff: noqa: E402 (threads are counted when NumPy is imported)
 
@@ -291,6 +291,35 @@ def scaling() -> None:
             rows.append({"varied": what, **alone(one_sweep, *case)})
             show(rows[-1])
     write("completion-scaling.csv", rows)
+    scaling_picture(rows)
+
+
+def scaling_picture(rows: list[dict]) -> None:
+    """Seconds per sweep and peak memory; dashed: in proportion, through the largest case."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    titles = {"entries": "1000^3, rank 10", "order": "100^order, rank 10, 1e6 entries", "rank": "1000^3, 1e6 entries"}
+    figure, axes = plt.subplots(2, 3, figsize=(10, 5.5), sharex="col", layout="constrained")
+    for column, (varied, title) in zip(axes.T, titles.items(), strict=True):
+        some = [row for row in rows if row["varied"] == varied]
+        x = np.array([float(row[varied]) for row in some])
+        for ax, (name, unit) in zip(column, (("sweep_median_s", "CPU seconds per sweep"), ("peak_mb", "peak memory, MB")),
+                                    strict=True):
+            y = np.array([float(row[name]) for row in some])
+            ax.plot(x, y, "o-")
+            if name == "sweep_median_s" and varied != "order":
+                power = 2 if varied == "rank" else 1
+                label = "in proportion" + (" to R^2" if power == 2 else "")
+                ax.plot(x, y[-1] * (x / x[-1]) ** power, "--", color="gray", label=label)
+                ax.legend()
+            if varied != "order":
+                ax.set_xscale("log", base=10 if varied == "entries" else 2)
+                ax.set_yscale("log")
+            ax.set_ylabel(unit)
+        column[0].set_title(title, fontsize=10)
+        column[1].set_xlabel(varied)
+    figure.savefig("docs/images/completion-scaling.png", dpi=110)
 
 
 CORRELATIONS, PLENTY, SEEDS = (0.0, 0.5, 0.9), (30, 10, 5, 3), 20
