@@ -358,7 +358,7 @@ def recover(method: str, correlation: float, plenty: int) -> dict:
 def recovery() -> None:
     path = RESULTS / "completion-recovery.csv"
     rows = list(csv.DictReader(path.open())) if path.exists() else []
-    for method in reversed(METHODS):
+    for method in reversed(METHODS):   # the default first
         for correlation in CORRELATIONS:
             for plenty in PLENTY:
                 key = {"method": method, "correlation": str(correlation), "entries_per_free_number": str(plenty)}

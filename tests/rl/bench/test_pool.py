@@ -173,7 +173,7 @@ def test_what_could_never_run_is_refused(tasks):
 
 
 SCRIPT = """
-    import os, sys, time
+    import os, signal, sys, time
     from pathlib import Path
     from lowrank_rl.rl.bench.pool import Task, run
 
@@ -186,6 +186,7 @@ SCRIPT = """
             return lambda *what: None
 
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background jobs begin with it ignored
         try:
             run([Task("one", deep, ("one",)), Task("two", deep, ("two",))], 2, Quiet())
         except KeyboardInterrupt:
