@@ -1,6 +1,6 @@
 """Discrete completion beside its peers: time, memory, and how often the right tensor is found.
 
-    python benchmarks/completion.py peers       # against TensorLy's masked parafac and pyttb's gcp_opt; 4 minutes
+    python benchmarks/completion.py peers       # against TensorLy's masked parafac and pyttb's gcp_opt; 5 minutes
     python benchmarks/completion.py sweeps      # one ALS sweep against the machine's own peaks; 1 minute
     python benchmarks/completion.py scaling     # entries, order and rank; 5 minutes and 5 GB
     python benchmarks/completion.py recovery    # the map of what is found; half an hour, resumes where it was stopped
