@@ -1,8 +1,4 @@
-"""Pictures of a completion: which rank, what the terms are, what was filled in, how good it is, how the fit went.
-
-Each function draws into ``ax`` where given, else into a new figure, and gives the figure back; it neither shows nor saves.
-Needs matplotlib (``pip install 'lowrank_rl[plot]'``); nothing in ``lowrank_rl.tensor`` imports this file.
-"""
+"""Pictures of a completion: which rank, what the terms are, what was filled in, how good it is, how the fit went."""
 
 from __future__ import annotations
 
@@ -19,19 +15,19 @@ from sklearn.metrics import r2_score
 from lowrank_rl import check
 from lowrank_rl.tensor.cp import CP
 from lowrank_rl.tensor.observed import Observed
+from lowrank_rl.tensor.plots.style import BLUE, GREEN, GREY, ORANGE, canvas
 
 if TYPE_CHECKING:
     from lowrank_rl.tensor.completion import CPCompletion
     from lowrank_rl.tensor.rank import RankChoice
 
-BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#7f7f7f"   # colour-blind safe
 MANY = 16    # rows of a mode up to which each gets a bar and its name
 LONG = 30    # characters of a name that are shown
 
 
 def plot_rank(choice: RankChoice, ax: Axes | None = None, *, unit: str = "units of the values") -> Figure:
     """Held-out and training error over rank, with one standard error; the best and the chosen rank marked."""
-    ax = _axes(ax, (6, 4))
+    ax = canvas(ax, (6, 4))
     ax.plot(choice.ranks, choice.train_errors.mean(axis=1), "--", color=GREY, label="training entries")
     ax.errorbar(choice.ranks, choice.mean, choice.standard_error, color=BLUE, marker="o", markersize=4, capsize=3,
                 label="held out, ± standard error")
@@ -180,7 +176,7 @@ def plot_held_out(true: Any, predicted: Any, ax: Axes | None = None, *, unit: st
     """Predictions over true values of entries that the fit never saw, with R2 and RMSE."""
     true, predicted = np.asarray(true, dtype=float), np.asarray(predicted, dtype=float)
     check.shapes(true=(true, "B"), predicted=(predicted, "B"))
-    ax = _axes(ax, (4.6, 4.4))
+    ax = canvas(ax, (4.6, 4.4))
     low, high = min(true.min(), predicted.min()), max(true.max(), predicted.max())
     ax.plot([low, high], [low, high], color="black", linewidth=0.8, zorder=3)
     ax.scatter(true, predicted, s=9 if len(true) < 3000 else 3, color=BLUE, alpha=max(0.05, min(0.6, 600 / len(true))),
@@ -198,7 +194,7 @@ def plot_history(model: CPCompletion, ax: Axes | None = None) -> Figure:
     """The loss after each sweep of the run that won, from ``history_`` of a fitted model; a filled dot where it ended."""
     if not getattr(model, "history_", None):
         raise ValueError("model: expected a fitted CPCompletion, got one without a history; call fit first")
-    ax = _axes(ax, (5.5, 3.6))
+    ax = canvas(ax, (5.5, 3.6))
     loss = [entry["loss"] for entry in model.history_]
     ax.plot(range(1, len(loss) + 1), loss, color=BLUE, marker=".", markersize=4)
     ax.plot(len(loss), loss[-1], "o", color=GREEN if model.converged_ else ORANGE,
@@ -213,10 +209,6 @@ def plot_history(model: CPCompletion, ax: Axes | None = None) -> Figure:
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
     return ax.figure
-
-
-def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
 def _short(name: Any) -> str:
