@@ -6,7 +6,8 @@
     python benchmarks/completion.py recovery    # the map of what is found; half an hour, resumes where it was stopped
 
 One thread each, each measurement in a process of its own, after compilation. Prints Markdown, writes results/completion-*.csv
-(and docs/images/completion-*.png). ``peers`` needs pyttb: pip install 'lowrank_rl[peers]'.
+(and docs/images/completion-*.png), or both into a folder that is named after the command. ``peers`` needs pyttb: pip install
+'lowrank_rl[peers]'.
 """
 # ruff: noqa: E402 (threads are counted when NumPy is imported)
 
@@ -14,9 +15,7 @@ import contextlib
 import csv
 import multiprocessing
 import os
-import platform
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMB
     os.environ[name] = "1"
 
 import numpy as np
+from tables import show, write
 
 from lowrank_rl.tensor.completion import CPCompletion
 from lowrank_rl.tensor.solvers.als import ALSConfig, InMemory, solve_als
@@ -143,13 +143,17 @@ def ours(problem: str, folder: str, stop: bool) -> dict:
     factors = tuple(np.load(f"{folder}/factors.npy"))
     clock = Clock()
 
+    heard = []
+
     def watch(entry, cp):
+        heard.append(entry)
         return clock.judge(lambda: judge_cp(cp.factors, cp.weights, factors)) < TARGET
     model = CPCompletion(rank=rank, shape=(size,) * 3, callback=watch if stop else None).fit(index, value)
     cpu, wall = clock.read()
     peak = peak_mb()
-    return {"iterations": model.n_iter_, "starts": len(model.starts_), "cpu_s": cpu, "wall_s": wall, "first_call_s": compiling,
-            "peak_mb": peak, "peak_before_mb": before, "rmse": judge_cp(model.factors_, model.cp_.weights, factors)}
+    return {"iterations": len(heard) or model.n_iter_, "starts": len(model.starts_), "cpu_s": cpu, "wall_s": wall,
+            "first_call_s": compiling, "peak_mb": peak, "peak_before_mb": before,
+            "rmse": judge_cp(model.factors_, model.cp_.weights, factors)}
 
 
 def judge_cp(fitted: Factors, weights: np.ndarray, factors: Factors) -> float:
@@ -207,7 +211,7 @@ def pyttb(problem: str, seed: int) -> dict:
     return {**state, "cpu_s": cpu, "wall_s": wall, "peak_mb": peak_mb()}
 
 
-def peers() -> None:
+def peers(results: Path) -> None:
     rows = []
     for problem in PROBLEMS:
         for seed in range(5):
@@ -228,7 +232,7 @@ def peers() -> None:
         if row["problem"] == "A" and "cpu_s" in row:
             row["ratio_to_ours"] = row["cpu_s"] / best
             row["note"] = "" if row["rmse"] < TARGET else f"target not reached in {PEER_SECONDS:.0f} s"
-    write("completion-peers.csv", rows)
+    write(results / "completion-peers.csv", rows)
 
 
 def one_sweep(size: int, rank: int, entries: int, order: int) -> dict:
@@ -273,16 +277,16 @@ def machine() -> dict:
     return {"peak_gflop_per_s": max(product), "peak_gb_per_s": max(copy)}
 
 
-def sweeps() -> None:
+def sweeps(results: Path) -> None:
     peaks = alone(machine)
     rows = []
     for problem, (size, rank, entries) in PROBLEMS.items():
         rows.append({"problem": problem, **alone(one_sweep, size, rank, entries, 3), **peaks})
         show(rows[-1])
-    write("completion-sweeps.csv", rows)
+    write(results / "completion-sweeps.csv", rows)
 
 
-def scaling() -> None:
+def scaling(results: Path) -> None:
     rows = []
     for what, cases in {"entries": [(1000, 10, int(n), 3) for n in (1e5, 3e5, 1e6, 3e6, 1e7, 5e7)],
                         "order": [(100, 10, 1_000_000, order) for order in (3, 4, 5, 6)],
@@ -290,11 +294,11 @@ def scaling() -> None:
         for case in cases:
             rows.append({"varied": what, **alone(one_sweep, *case)})
             show(rows[-1])
-    write("completion-scaling.csv", rows)
-    scaling_picture(rows)
+    write(results / "completion-scaling.csv", rows)
+    scaling_picture(rows, results)
 
 
-def scaling_picture(rows: list[dict]) -> None:
+def scaling_picture(rows: list[dict], results: Path) -> None:
     """Seconds per sweep and peak memory; dashed: in proportion, through the largest case."""
     import matplotlib
     matplotlib.use("Agg")
@@ -319,7 +323,7 @@ def scaling_picture(rows: list[dict]) -> None:
             ax.set_ylabel(unit)
         column[0].set_title(title, fontsize=10)
         column[1].set_xlabel(varied)
-    figure.savefig("docs/images/completion-scaling.png", dpi=110)
+    save_picture(figure, results, "completion-scaling.png")
 
 
 CORRELATIONS, PLENTY, SEEDS = (0.0, 0.5, 0.9), (30, 10, 5, 3), 20
@@ -355,8 +359,8 @@ def recover(method: str, correlation: float, plenty: int) -> dict:
             "mean_starts": float(np.mean(starts))}
 
 
-def recovery() -> None:
-    path = RESULTS / "completion-recovery.csv"
+def recovery(results: Path) -> None:
+    path = results / "completion-recovery.csv"
     rows = list(csv.DictReader(path.open())) if path.exists() else []
     for method in reversed(METHODS):   # the default first
         for correlation in CORRELATIONS:
@@ -366,11 +370,11 @@ def recovery() -> None:
                     continue
                 rows.append({**key, **alone(recover, method, correlation, plenty)})
                 show(rows[-1])
-                write(path.name, rows)
-    picture(rows)
+                write(path, rows)
+    picture(rows, results)
 
 
-def picture(rows: list[dict]) -> None:
+def picture(rows: list[dict], results: Path) -> None:
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -388,32 +392,16 @@ def picture(rows: list[dict]) -> None:
     figure.supylabel("correlation of the terms")
     figure.colorbar(image, ax=axes, label=f"share found (numbers: of {SEEDS} problems)")
     figure.suptitle(f"Which tensors are found: {SIZE}x{SIZE}x{SIZE}, rank {RANK}, noise {NOISE:g}", fontsize=11)
-    figure.savefig("docs/images/completion-recovery.png", dpi=120)
+    save_picture(figure, results, "completion-recovery.png")
 
 
-def show(row: dict) -> None:
-    words = (f"{name} {x:.4g}" if isinstance(x, float) else f"{name} {x}" for name, x in row.items())
-    print("| " + " | ".join(words) + " |", flush=True)
-
-
-def write(name: str, rows: list[dict]) -> None:
-    """A CSV with where and by what it was measured."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    commit = git.stdout.strip()
-    place = {"machine": f"{platform.machine()}, {platform.system()}", "numpy": np.__version__, "commit": commit}
-    names = list(dict.fromkeys([name for row in rows for name in row] + list(place)))
-    partial = RESULTS / (name + ".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, restval="")
-        writer.writeheader()
-        writer.writerows([{**place, **row} for row in rows])
-    partial.replace(RESULTS / name)
+def save_picture(figure, results: Path, name: str) -> None:
+    figure.savefig((Path("docs/images") if results == RESULTS else results) / name, dpi=110)
 
 
 COMMANDS = {"peers": peers, "sweeps": sweeps, "scaling": scaling, "recovery": recovery}
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in COMMANDS:
-        sys.exit(f"expected one of {', '.join(COMMANDS)}")
-    RESULTS.mkdir(exist_ok=True)
-    COMMANDS[sys.argv[1]]()
+    if len(sys.argv) not in (2, 3) or sys.argv[1] not in COMMANDS:
+        sys.exit(f"expected one of {', '.join(COMMANDS)}, and perhaps a folder for tables and pictures")
+    COMMANDS[sys.argv[1]](Path(sys.argv[2]) if len(sys.argv) > 2 else RESULTS)

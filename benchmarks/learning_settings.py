@@ -5,7 +5,6 @@ No test agent's true dynamics is consulted. Prints a Markdown table and writes r
     python benchmarks/learning_settings.py            # about 10 minutes on one core
 """
 
-import csv
 import sys
 import time
 from dataclasses import replace
@@ -13,6 +12,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from tables import show, write
 
 from lowrank_rl.rl import data
 from lowrank_rl.rl.bench import cases
@@ -46,13 +46,9 @@ def main() -> None:
                          "learning_rate": rate, "held_out_mean": f"{sum(losses) / len(losses):.4g}",
                          "held_out_each": " ".join(f"{x:.4g}" for x in losses),
                          "seconds": f"{(time.monotonic() - started) / len(SEEDS):.0f}"})
-            print("| " + " | ".join(map(str, rows[-1].values())) + " |", flush=True)
+            show(rows[-1])
     path = Path(sys.argv[1] if len(sys.argv) > 1 else "results/learning_settings.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write(path, rows)
 
 
 if __name__ == "__main__":

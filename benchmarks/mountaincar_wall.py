@@ -7,13 +7,13 @@ second moments for a thousand steps. Two data seeds, two members, 20 episodes ea
 results/mountaincar_wall.csv.
 """
 
-import csv
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from tables import show, write
 
 from lowrank_rl import rng
 from lowrank_rl.rl import data, evaluate
@@ -44,11 +44,8 @@ def main() -> None:
                      **{f"seed {s}: {name}": f"{f(e):.5f}" for s, e in zip(SEEDS, errors, strict=True)
                         for name, f in (("mean", np.mean), ("median", np.median), ("max", np.max))},
                      "seconds": f"{(time.monotonic() - started) / len(SEEDS):.0f}"})
-        print("| " + " | ".join(map(str, rows[-1].values())) + " |", flush=True)
-    with Path("results/mountaincar_wall.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+        show(rows[-1])
+    write(Path("results/mountaincar_wall.csv"), rows)
 
 
 if __name__ == "__main__":

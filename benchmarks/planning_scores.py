@@ -7,12 +7,12 @@ The second takes the ``small`` budget's five simulators from the folder, or trai
 results/planning_scores.csv (mean of 5 episodes per test agent, seed 1) or results/planning_mountaincar.csv (20, seeds 0 to 4).
 """
 
-import csv
 import sys
 from functools import partial
 from pathlib import Path
 
 import torch
+from tables import show, write
 
 from lowrank_rl import rng
 from lowrank_rl.rl import data, evaluate
@@ -38,8 +38,8 @@ def margin() -> None:
     for name, score in (("total reward", total_reward(environment)), ("cartpole margin", cartpole_margin)):
         totals, _ = evaluate.returns(environment, MPC(model, planner, score), covariates, AGENTS, episodes=EPISODES, seed=SEED)
         rows.append({"score": name, **{f"agent {a + 1}": f"{x:.1f}" for a, x in zip(AGENTS, totals.mean(1), strict=True)}})
-        print("| " + " | ".join(rows[-1].values()) + " |", flush=True)
-    write("planning_scores.csv", rows)
+        show(rows[-1])
+    write(Path("results/planning_scores.csv"), rows)
 
 
 def paper_planning(out: Path) -> None:
@@ -53,15 +53,8 @@ def paper_planning(out: Path) -> None:
         totals, _ = evaluate.returns(environment, policy, covariates, AGENTS, episodes=20, seed=seed)
         rows.append({"simulators": "best", "planning": "paper", "seed": seed,
                      **{f"agent {a + 1}": f"{x:.2f}" for a, x in zip(AGENTS, totals.mean(1), strict=True)}})
-        print("| " + " | ".join(map(str, rows[-1].values())) + " |", flush=True)
-    write("planning_mountaincar.csv", rows)
-
-
-def write(name: str, rows: list[dict]) -> None:
-    with (Path("results") / name).open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+        show(rows[-1])
+    write(Path("results/planning_mountaincar.csv"), rows)
 
 
 if __name__ == "__main__":

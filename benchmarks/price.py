@@ -6,13 +6,13 @@ No true dynamics and no test agent is consulted. Trains the ``small`` budget's s
 benchmark left in the folder. Prints a Markdown table and writes results/price.csv: imagined return by price.
 """
 
-import csv
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from tables import show, write
 from torch import Tensor
 
 from lowrank_rl.rl import evaluate
@@ -71,13 +71,8 @@ def main() -> None:
         rows.append({"environment": name, "price": price, "steps": STEPS, "mean": f"{sum(t.mean() for t in totals) / 2:.1f}"}
                     | {f"judge {j}": " ".join(f"{x:.0f}" for x in t) for j, t in zip(JUDGES, totals, strict=True)}
                     | {"seconds": f"{time.monotonic() - started:.0f}"})
-        print("| " + " | ".join(map(str, rows[-1].values())) + " |", flush=True)
-    path = Path("results/price.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+        show(rows[-1])
+    write(Path("results/price.csv"), rows)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 Prints Markdown and writes results/rollouts.csv. Simulators are trained for a moment only: the time does not depend on it.
 """
 
-import csv
 import statistics
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from tables import show, write
 
 from lowrank_rl import rng
 from lowrank_rl.rl import unroll
@@ -60,7 +60,7 @@ def main() -> None:
     def compare(what: str, slow: float, fast: float, moved: float | None) -> None:
         rows.append({"what": what, "plain_ms": f"{slow * 1e3:.2f}", "fast_ms": f"{fast * 1e3:.2f}",
                      "ratio": f"{slow / fast:.1f}", "difference": "" if moved is None else f"{moved:.1e}"})
-        print("| " + " | ".join(rows[-1].values()) + " |", flush=True)
+        show(rows[-1])
 
     for name in ("mountaincar", "cartpole"):
         environment = cases.ENVIRONMENTS[name]
@@ -79,11 +79,7 @@ def main() -> None:
     compare("halfcheetah: 200 plans x 30 steps x 5 members, bfloat16", seconds(partial(full.rollout, *asked)),
             seconds(partial(half.rollout, *asked)), None)
 
-    path = Path("results/rollouts.csv")
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write(Path("results/rollouts.csv"), rows)
 
 
 if __name__ == "__main__":

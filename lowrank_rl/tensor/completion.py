@@ -7,6 +7,7 @@ fitted to the observed entries alone: nothing is ever put where an entry is miss
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from numbers import Real
@@ -31,6 +32,7 @@ from lowrank_rl.tensor.stream import Stream
 SOLVERS = ("als", "lm", "ccd")
 INITS = ("spectral", "random")
 ENGINES = ("local", "ray")
+WILD = 2.0                 # times the largest value is more than a row's root mean square can be; good fits reach some 0.5
 LIKELY_MODE = 10_000_000   # larger row numbers that are also 100 times the number of entries are labels, not rows
 
 
@@ -73,15 +75,18 @@ class CPCompletion(RegressorMixin, BaseEstimator):
         engine: "local", or "ray": sweeps with all entries are shared among ``n_workers`` Ray processes, with solver "als".
         n_workers: of Ray. address: of its cluster; None: the one this process has joined, or else one on this machine.
         verbose: 1: a line per start; 2: a line per sweep.
-        callback: called with (entry of the history, CP so far) after each sweep; True stops.
-        keep_interrupted: on Ctrl-C keep the best factors so far as the fit, instead of raising.
+        callback: called with (entry of the history, CP so far) after each sweep, also while starts are sought, mended and
+            annealed; losses are then those on the sample. True stops, with the CP of the least loss so far as the fit.
+        keep_interrupted: on Ctrl-C keep that too as the fit, instead of raising. Before the first sweep it raises.
 
     Learned:
         cp_: the CP. factors_: its factors, (I_k, R) each, columns of length 1 unless modes are fixed.
         shape_: (K,). unobserved_: for each mode the rows without data.
-        history_: a dict per sweep with all entries (iteration, loss in squared units of y, seconds, and the solver's own).
-        starts_: a dict per start (kind, loss on the sample, agreed: how many starts ended in the best so far).
-        stopped_: why the fit ended. converged_: whether it ended by ``tol``. n_iter_: sweeps with all entries.
+        history_: a dict per sweep of the last solver run, the one with all entries from the best start (iteration, loss in
+            squared units of y, seconds, and the solver's own); empty if the fit was stopped before.
+        starts_: a dict per start that ended (kind, loss on the sample, agreed: how many ended in the best so far, seconds);
+            what happens within a start only the callback hears.
+        stopped_: why the fit ended. converged_: whether it ended by ``tol``. n_iter_: sweeps in ``history_``.
         n_features_in_: K. feature_names_in_: the names of X's columns, if X was a DataFrame.
     """
 
@@ -151,9 +156,8 @@ class CPCompletion(RegressorMixin, BaseEstimator):
         index = entries.columns(array, self.shape_, "the fitted mode has no more rows; pass shape= to reserve some")
         rows = np.concatenate([self.factors_[0] * self.cp_.weights, *self.factors_[1:]])
         first = np.cumsum(self.shape_) - self.shape_
-        value = np.zeros(index.shape[1])
-        derivatives.residual(index, first, rows, value, value)
-        np.negative(value, out=value)
+        value = np.empty(index.shape[1])
+        derivatives.predict(index, first, rows, value)
         return X.new_tensor(value, dtype=X.double().dtype) if hasattr(X, "new_tensor") else value   # a torch tensor
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
@@ -268,17 +272,18 @@ class CPCompletion(RegressorMixin, BaseEstimator):
         check.count("rank", self.rank)
         count = min(len(stream), enough(self.rank * (sum(stream.shape) - len(stream.shape) + 1)))
         index, value, weight = stream.sample(count, seed=self.random_state)
+        index = np.ascontiguousarray(index.T).T   # in the order of ``entries.columns``
         vars(self).pop("feature_names_in_", None)
         self.n_features_in_ = len(stream.shape)
         return index, value, weight, stream.shape
 
     def _problem(self, index: np.ndarray, value: np.ndarray, weight: np.ndarray | None, shape: tuple[int, ...],
                  scale: float) -> tuple[Problem, Factors | None]:
-        """The problem with values in units of ``scale``, and a given start in those units."""
+        """The problem, and a given start in units of ``scale``."""
         self._check_parameters()
         K = len(shape)
         fixed = entries.fixed(self.fixed_modes, K)
-        problem = Problem(index, value / scale, weight, shape, self.rank,
+        problem = Problem(index, value, weight, shape, self.rank,
                           entries.per_mode("regularization", self.regularization, K, float),
                           entries.per_mode("non_negative", self.non_negative, K, bool), fixed)
         if self.solver == "lm" and any(problem.non_negative):
@@ -327,18 +332,27 @@ class CPCompletion(RegressorMixin, BaseEstimator):
         self.history_ = [{**entry, "loss": entry["loss"] * scale * scale} for entry in fit.history]
         self.starts_, self.stopped_, self.converged_ = run.starts, fit.stopped, fit.converged
         self.n_iter_ = max(1, fit.history[-1]["iteration"]) if fit.history else 1
+        self._warn_of_the_outcome(run)
+
+    def _warn_of_the_outcome(self, run: Run) -> None:
         for k, missing in enumerate(self.unobserved_):
             if len(missing):
-                some = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-                warnings.warn(f"mode {k}: {len(missing)} of {self.shape_[k]} rows have no observed entry ({some}); "
-                              "they get the mean of the others (see unobserved_)", stacklevel=3)
+                warnings.warn(f"mode {k}: {len(missing)} of {self.shape_[k]} rows have no observed entry ({_some(missing)}); "
+                              "they get the mean of the others (see unobserved_)", stacklevel=4)
         if self.stopped_ in (ASKED, INTERRUPTED):
             return
         if not self.converged_:
-            warnings.warn(f"the fit {self.stopped_}; raise max_iter or tol", ConvergenceWarning, stacklevel=3)
+            warnings.warn(f"the fit {self.stopped_}; raise max_iter or tol", ConvergenceWarning, stacklevel=4)
         if run.unconfirmed and self.n_restarts > 1:
-            warnings.warn(f"none of {len(self.starts_)} starts found the best loss twice: it may be a local minimum; lower the "
-                          "rank, raise regularization or n_restarts", ConvergenceWarning, stacklevel=3)
+            found = f"{self.starts_[-1]['agreed']} of {len(self.starts_)} starts found the best fit"
+            warnings.warn(f"{found}, too few to be sure: it may be a local minimum; lower the rank, raise regularization or "
+                          "n_restarts", ConvergenceWarning, stacklevel=4)
+        value, scale = run.problem.value, run.scale
+        largest, rows = max(value.max(), -value.min()) / scale, max(_row_sizes(self.cp_, scale), key=np.max)
+        if rows.max() > WILD * largest:
+            warnings.warn(f"in {np.count_nonzero(rows > WILD * largest)} of {len(rows)} rows of a mode the root mean square of "
+                          f"what is predicted is beyond all known values, by a factor of up to {rows.max() / largest:.2g}: the "
+                          "data leave it open; raise regularization or lower the rank", ConvergenceWarning, stacklevel=4)
 
     def _warn_of_little_data(self, problem: Problem, count: int) -> None:
         unknown = problem.free_numbers
@@ -360,6 +374,20 @@ def _start_from(name: str, cp: CP, problem: Problem, scale: float) -> Factors:
         raise ValueError(f"{name}: expected factors >= 0 in the non-negative modes, got negative ones; take their absolute "
                          "values")
     return tuple(start)
+
+
+def _row_sizes(cp: CP, scale: float) -> list[np.ndarray]:
+    """For each mode, the root mean square of the tensor in each of its rows, over ``scale``: (I_k,)."""
+    grams = [factor.T @ factor / len(factor) for factor in cp.factors]
+    weights, slices = cp.weights / scale, []
+    for k, factor in enumerate(cp.factors):
+        gram = np.outer(weights, weights) * math.prod(g for j, g in enumerate(grams) if j != k)
+        slices.append(np.sqrt(np.maximum(np.einsum("ir,ir->i", factor @ gram, factor), 0.0)))
+    return slices
+
+
+def _some(rows: np.ndarray) -> str:
+    return ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
 
 
 def _parts(cp: CP) -> dict[str, np.ndarray]:

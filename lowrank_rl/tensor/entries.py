@@ -49,30 +49,34 @@ def matrix(X: Any) -> np.ndarray:
 
 
 def columns(array: np.ndarray, shape: tuple[int, ...] | None, why: str) -> np.ndarray:
-    """Coordinates (B, K) as (K, B) int32, the caller's own if they are int32; refuses fractions and what is out of range."""
-    index = array.T if array.dtype == np.int32 and array.flags.forc else np.empty(array.shape[::-1], np.int32)
-    for k, column in enumerate(array.T):
-        if column.dtype.kind == "f":
-            _refuse_fractions(column, k)
-        low, high = column.min(), column.max()
-        if low < 0:
-            raise ValueError(f"X: expected coordinates >= 0, got {low} in column {k}; Negative values in data passed to "
-                             "CPCompletion are no row numbers")
-        limit = LARGEST_MODE if shape is None else shape[k]
-        if high >= limit:
-            raise ValueError(f"X: expected coordinates below {limit} in column {k}, got {high}; "
-                             + ("number labels with Observed.from_table" if shape is None else why))
+    """Coordinates (B, K) as (K, B) int32, of which each entry's stand together; refuses fractions and what is out of range.
+
+    The caller's own where they are like that. One order in memory, because kernels are compiled for each.
+    """
+    index = array.T if array.dtype == np.int32 and array.flags.c_contiguous else np.empty(array.shape, np.int32).T
+    limits = (LARGEST_MODE,) * array.shape[1] if shape is None else shape
+    fit = array.dtype.kind != "f" and array.min() >= 0 and array.max() < min(limits)   # sooner said than of each column
+    for k, (column, limit) in enumerate(zip(array.T, limits, strict=True)):
+        if not fit:
+            _refuse_unfit(column, k, limit, why if shape is not None else "number labels with Observed.from_table")
         if not np.may_share_memory(index, array):
             index[k] = column
     return index
 
 
-def _refuse_fractions(column: np.ndarray, k: int) -> None:
-    check.finite(f"X, column {k}", column)
-    whole = column == np.floor(column)
-    if not whole.all():
-        raise ValueError(f"X: expected whole numbers as coordinates, got {column[~whole][0]} in column {k}; number the labels, "
-                         "for example with Observed.from_table, or use FunctionalCP for continuous coordinates")
+def _refuse_unfit(column: np.ndarray, k: int, limit: int, remedy: str) -> None:
+    if column.dtype.kind == "f":
+        check.finite(f"X, column {k}", column)
+        whole = column == np.floor(column)
+        if not whole.all():
+            raise ValueError(f"X: expected whole numbers as coordinates, got {column[~whole][0]} in column {k}; number the "
+                             "labels, for example with Observed.from_table, or use FunctionalCP for continuous coordinates")
+    low, high = column.min(), column.max()
+    if low < 0:
+        raise ValueError(f"X: expected coordinates >= 0, got {low} in column {k}; Negative values in data passed to "
+                         "CPCompletion are no row numbers")
+    if high >= limit:
+        raise ValueError(f"X: expected coordinates below {limit} in column {k}, got {high}; {remedy}")
 
 
 def values(y: Any) -> np.ndarray:
@@ -81,7 +85,9 @@ def values(y: Any) -> np.ndarray:
         raise ValueError("y: CPCompletion requires y to be passed, but the target y is None; pass values, or an Observed as X")
     array = as_array("y", y)
     value = column_or_1d(array if array.dtype == np.float64 else numbers("y", array), warn=True)
-    check.finite("y", value)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not math.isfinite(value.sum()):   # a sum is read at once; it may also be finite numbers' that overflows
+            check.finite("y", value)
     return value
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -13,13 +11,13 @@ import numpy as np
 from lowrank_rl.rng import numpy_stream
 from lowrank_rl.tensor.cp import CP
 from lowrank_rl.tensor.solvers import multistart
-from lowrank_rl.tensor.solvers.als import ALSConfig, Engine, fill_empty_rows, solve_als
+from lowrank_rl.tensor.solvers.als import ALSConfig, Engine, InMemory, fill_empty_rows, solve_als
 from lowrank_rl.tensor.solvers.ccd import CCDConfig, solve_ccd
 from lowrank_rl.tensor.solvers.engine_ray import RayEngine
 from lowrank_rl.tensor.solvers.engine_stream import Sorted
 from lowrank_rl.tensor.solvers.layout import Layouts
 from lowrank_rl.tensor.solvers.lm import LMConfig, solve_lm
-from lowrank_rl.tensor.solvers.problem import Factors, Fit, Problem
+from lowrank_rl.tensor.solvers.problem import Factors, Fit, Problem, Progress
 from lowrank_rl.tensor.stream import Stream
 
 if TYPE_CHECKING:
@@ -35,34 +33,34 @@ def enough(free_numbers: int) -> int:
     return max(SMALLEST, SAMPLE * free_numbers)
 
 
+class Stopped(Exception):
+    """The callback asked to."""
+
+
 @dataclass
 class Run:
     """One fit in progress: what is told on the way, and the best factors so far."""
     door: CPCompletion                 # the settings
-    problem: Problem                   # values in ``scale``; of a stream, a sample
-    scale: float
-    stream: Stream | None = None       # values in ``scale`` too
+    problem: Problem                   # of a stream, a sample; values as the user gave them
+    scale: float                       # their root mean square: solvers see values in units of it
+    stream: Stream | None = None       # values in ``scale``
     starts: list[dict] = field(default_factory=list)
     best: tuple[float, Factors] | None = None           # of the phase that runs
-    history: list[dict] = field(default_factory=list)   # of the solver run that goes on
-    stop: bool = False
+    history: list[dict] = field(default_factory=list)   # of the sweeps over all entries
     unconfirmed: bool = False          # the starts ran out before two agreed or one explained the data
 
     def solve(self, start: Factors | None) -> Fit:
         """``start`` is gone on from alone, unless it only holds fixed factors."""
         try:
-            if not self.problem.value.any() and start is None:
+            if start is None and not self.problem.value.any():
                 zero = tuple(np.zeros((n, self.problem.rank)) for n in self.problem.shape)
                 return Fit(zero, [], "all values are 0", True)
-            found, layouts = start, Layouts(self.problem)
+            found, layouts = start, None
             if start is None or (any(self.problem.fixed) and not self.door.continues):
-                found = self._find(start, layouts)
-            if self.stop:
-                return Fit(found, self.history, ASKED, False)
-            self.best = math.inf, found
-            with self._engine() as engine:
-                fit = self._local(self.problem, found, self.door.tol, layouts, engine)
-            return Fit(fit.factors, fit.history, ASKED, False) if self.stop else fit
+                found, layouts = self._find(start)
+            return self._polish(found, layouts)
+        except Stopped:
+            return Fit(self.best[1], self.history, ASKED, False)
         except KeyboardInterrupt:
             if not self.door.keep_interrupted or self.best is None:
                 raise
@@ -76,44 +74,41 @@ class Run:
                 mode[rows] = True
         return seen
 
-    @contextmanager
-    def _engine(self) -> Iterator[Engine | None]:
-        """Who sums over all entries; None: the solver itself, in memory."""
-        if self.door.engine == "ray":
-            with RayEngine(self.problem if self.stream is None else self.stream, self.door.n_workers,
-                           address=self.door.address) as engine:
-                yield engine
-        elif self.stream is not None:
-            yield Sorted(self.stream)
-        elif self.door.device != "cpu":
-            from lowrank_rl.tensor.solvers.engine_torch import TorchEngine  # here, because it brings torch
-
-            yield TorchEngine(self.problem, self.door.device)
-        else:
-            yield None
-
-    def _find(self, start: Factors | None, layouts: Layouts) -> Factors:
-        """The terms, from a sample, which is gone before the sweeps over all entries need memory."""
+    def _find(self, start: Factors | None) -> tuple[Factors, Layouts | None]:
+        """The terms, from a sample, which is gone before the sweeps over all entries need memory; layouts of all entries."""
         sample = self._sample()
-        if sample is self.problem:
-            return self._search(sample, start, layouts)
-        return fill_empty_rows(self._search(sample, start, Layouts(sample)), sample.seen(), sample.fixed)
+        layouts = Layouts(sample)
+        try:
+            found = self._search(sample, start, layouts)
+        except (Stopped, KeyboardInterrupt):
+            if self.best is not None:
+                self.best = self.best[0], fill_empty_rows(self.best[1], sample.seen(), sample.fixed)
+            raise
+        if len(sample.value) == len(self.problem.value) and self.stream is None:
+            return found, layouts
+        return fill_empty_rows(found, sample.seen(), sample.fixed), None
 
     def _sample(self) -> Problem:
-        """Enough entries to find the terms by, drawn at random; all, if that is not much less."""
-        problem, total = self.problem, len(self.problem.value if self.stream is None else self.stream)
-        count = enough(problem.free_numbers)
-        chosen: slice | np.ndarray = slice(None)          # a stream's problem is a sample already
+        """Enough entries to find the terms by, in units of ``scale``; all, if that is not much less.
+
+        One is drawn from each run of neighbours: sorted tables are sampled evenly, and nothing is sorted here.
+        """
+        total, count = len(self.problem.value if self.stream is None else self.stream), enough(self.problem.free_numbers)
         if self.stream is not None:
-            count = len(problem.value)
-        elif 2 * count >= total:
-            return problem
-        else:
-            generator = numpy_stream(self.door.random_state, "completion", "sample")
-            chosen = np.sort(generator.choice(total, count, replace=False, shuffle=False))
-        ridge = tuple(r * count / total for r in problem.ridge)   # as much against the data as with all of them
-        return replace(problem, index=np.ascontiguousarray(problem.index[:, chosen]), value=problem.value[chosen], ridge=ridge,
-                       weight=None if problem.weight is None else problem.weight[chosen])
+            return self._scaled(slice(None), len(self.problem.value) / total)   # its problem is a sample already
+        if 2 * count >= total:
+            return self._scaled(slice(None))
+        run = total // count
+        chosen = np.arange(0, total - run + 1, run)
+        chosen += numpy_stream(self.door.random_state, "completion", "sample").integers(run, size=len(chosen))
+        return self._scaled(chosen, len(chosen) / total)
+
+    def _scaled(self, chosen: slice | np.ndarray, share: float = 1.0) -> Problem:
+        """Some entries in units of ``scale``, with the ridge as strong against them as against all."""
+        problem = self.problem
+        return replace(problem, index=problem.index.T[chosen].T, value=problem.value[chosen] / self.scale,
+                       weight=None if problem.weight is None else problem.weight[chosen],
+                       ridge=tuple(r * share for r in problem.ridge))
 
     def _search(self, sample: Problem, start: Factors | None, layouts: Layouts) -> Factors:
         config = multistart.MultistartConfig(starts=self.door.n_restarts)
@@ -121,40 +116,65 @@ class Run:
             config = replace(config, cheap=0)
         tol, unit = max(self.door.tol, 1e-4), self.scale * self.scale
 
-        def tell(entry: dict, factors: Factors) -> bool:
+        def tell(entry: dict) -> None:
             told = {name: entry[name] for name in ("kind", "seconds", "agreed")}
             self.starts.append({**told, "loss": entry["loss"] * unit, "best": entry["best"] * unit})
             if self.door.verbose:
                 print(f"start {len(self.starts)} ({entry['kind']}): loss {entry['loss'] * unit:.6g}, best "
                       f"{entry['best'] * unit:.6g} found {entry['agreed']} times, {entry['seconds']:.1f} s", flush=True)
-            return self.stop
-        fit = multistart.solve(sample, lambda problem, first: self._local(problem, first, tol, layouts), config,
-                                seed=self.door.random_state, start=start, progress=tell, layouts=layouts)
+        fit = multistart.solve(sample, lambda problem, first: self._local(problem, first, tol, layouts=layouts), config,
+                               seed=self.door.random_state, start=start, progress=tell, listener=self._listener(),
+                               layouts=layouts)
         self.unconfirmed = not fit.converged
         return fit.factors
 
-    def _local(self, problem: Problem, start: Factors, tol: float, layouts: Layouts,
-               engine: Engine | None = None) -> Fit:
-        """One run of the solver. Factors are copied for those who listen only."""
-        door, self.history = self.door, []
-        listens = door.callback is not None or door.keep_interrupted or door.verbose > 1
-        told = {"progress": self._watch if listens else None}
+    def _polish(self, start: Factors, layouts: Layouts | None) -> Fit:
+        """Sweeps over all entries. ``layouts``: of all entries, in units of ``scale``."""
+        door, problem = self.door, self.problem
+        self.best = math.inf, start
+        if door.engine == "ray":
+            with RayEngine(self._scaled(slice(None)) if self.stream is None else self.stream, door.n_workers,
+                           address=door.address) as engine:
+                return self._local(problem, start, door.tol, engine=engine, record=True)
+        if self.stream is not None:
+            return self._local(problem, start, door.tol, engine=Sorted(self.stream), record=True)
+        if door.device != "cpu":
+            from lowrank_rl.tensor.solvers.engine_torch import TorchEngine  # here, because it brings torch
+
+            engine = TorchEngine(self._scaled(slice(None)), door.device)
+            return self._local(problem, start, door.tol, engine=engine, record=True)
+        if door.solver != "als":
+            return self._local(self._scaled(slice(None)), start, door.tol, record=True)
+        return self._local(problem, start, door.tol, engine=InMemory(problem, layouts, self.scale), record=True)
+
+    def _local(self, problem: Problem, start: Factors, tol: float, *, layouts: Layouts | None = None,
+               engine: Engine | None = None, record: bool = False) -> Fit:
+        """One run of the solver."""
+        door = self.door
+        told = {"progress": self._listener(record)}
         if door.solver == "lm":
             return solve_lm(problem, start, LMConfig(max_iter=door.max_iter, tolerance=tol), **told)
         if door.solver == "ccd":
             return solve_ccd(problem, start, CCDConfig(max_iter=door.max_iter, tolerance=tol), **told)
         return solve_als(problem, start, ALSConfig(max_iter=door.max_iter, tol=tol), layouts=layouts, engine=engine, **told)
 
-    def _watch(self, entry: dict, factors: Factors) -> bool:
-        self.history.append(entry)
-        told = {**entry, "loss": entry["loss"] * self.scale * self.scale}
-        if self.best is None or entry["loss"] < self.best[0]:
-            self.best = entry["loss"], factors
-        if self.door.verbose > 1:
-            print(f"  sweep {entry['iteration']}: loss {told['loss']:.6g}, {entry['seconds']:.2f} s", flush=True)
-        if self.door.callback is not None:
-            self.stop = bool(self.door.callback(told, to_cp(factors, self.scale, self.problem)))
-        return self.stop
+    def _listener(self, record: bool = False) -> Progress | None:
+        """Who hears of each sweep, if anybody wants to: factors are copied for those who listen only."""
+        door = self.door
+        if door.callback is None and not door.keep_interrupted and door.verbose < 2:
+            return None
+
+        def watch(entry: dict, factors: Factors) -> None:
+            told = {**entry, "loss": entry["loss"] * self.scale * self.scale}
+            if record:
+                self.history.append(entry)
+            if self.best is None or entry["loss"] < self.best[0]:
+                self.best = entry["loss"], factors
+            if door.verbose > 1:
+                print(f"  sweep {entry['iteration']}: loss {told['loss']:.6g}, {entry['seconds']:.2f} s", flush=True)
+            if door.callback is not None and door.callback(told, to_cp(factors, self.scale, self.problem)):
+                raise Stopped
+        return watch
 
 
 def to_cp(factors: Factors, scale: float, problem: Problem) -> CP:

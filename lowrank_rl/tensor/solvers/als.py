@@ -53,12 +53,11 @@ class Engine(Protocol):
 
 
 class InMemory:
-    """The entries of a Problem, sorted once per mode."""
+    """The entries of a Problem, sorted once per mode; values are divided by ``unit``, which takes no copy of them."""
 
-    def __init__(self, problem: Problem, layouts: Layouts | None = None) -> None:
-        self.layouts = layouts or Layouts(problem)
-        value = problem.value
-        self.square = float(value @ value if problem.weight is None else (problem.weight * value) @ value)
+    def __init__(self, problem: Problem, layouts: Layouts | None = None, unit: float = 1.0) -> None:
+        self.layouts = layouts or Layouts(problem, unit)
+        self.square = problem.square(unit)
 
     def normal(self, factors: Factors, k: int) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         size, rank = factors[k].shape

@@ -13,6 +13,7 @@ descent with few data ends in.
 """
 
 import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ from lowrank_rl import check
 from lowrank_rl.tensor.solvers.als import InMemory
 from lowrank_rl.tensor.solvers.compiled import compiled
 from lowrank_rl.tensor.solvers.layout import Layouts
-from lowrank_rl.tensor.solvers.problem import Factors, Problem
+from lowrank_rl.tensor.solvers.problem import Factors, Problem, Progress
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ def random_start(problem: Problem, fixed: Factors | None = None, *, generator: n
 
 
 def anneal_start(problem: Problem, config: AnnealConfig = AnnealConfig(), fixed: Factors | None = None, *,
-                 generator: np.random.Generator, layouts: Layouts | None = None) -> Factors:
+                 generator: np.random.Generator, layouts: Layouts | None = None, listener: Progress | None = None) -> Factors:
     """Factors at the end of the chain from a random start. Fixed modes are taken from ``fixed``; the ridge is not used.
+
+    ``listener`` hears of each sweep.
 
     Differs: in non-negative modes a drawn number below 0 is put at 0, not drawn from a truncated normal.
     """
@@ -65,7 +68,7 @@ def anneal_start(problem: Problem, config: AnnealConfig = AnnealConfig(), fixed:
     total = float(len(problem.value) if problem.weight is None else problem.weight.sum())
     if not free or engine.square == 0:
         return factors
-    left = engine.square
+    began, left = time.monotonic(), engine.square
     for sweep in range(config.sweeps_for(problem)):
         precision = total / (config.heat * left)
         for k in free:
@@ -75,6 +78,10 @@ def anneal_start(problem: Problem, config: AnnealConfig = AnnealConfig(), fixed:
                 left += _draw(gram, rhs, precision, 1 / scale**2, noise[where], problem.non_negative[k], factors[k][where])
         if sweep % 5 == 0:
             _balance(factors, free)
+        if listener is not None:
+            loss = 0.5 * left + problem.penalty(factors)
+            listener({"iteration": sweep + 1, "loss": loss, "seconds": time.monotonic() - began},
+                     tuple(f.copy() for f in factors))
         if not left > config.explained * engine.square:
             break
     return factors

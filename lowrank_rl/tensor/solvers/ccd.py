@@ -12,10 +12,10 @@ import math
 import time
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
 from lowrank_rl import check
+from lowrank_rl.tensor.solvers.compiled import compiled
 from lowrank_rl.tensor.solvers.problem import Factors, Fit, Problem, Progress
 
 
@@ -67,7 +67,7 @@ def _split(columns: np.ndarray, first: np.ndarray) -> Factors:
 
 
 # sums may be reordered, but NaN and Inf stay what they are
-@numba.njit(cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, nogil=True)
+@compiled(fastmath={"reassoc", "contract", "nsz", "arcp"})
 def _sweep(index: np.ndarray, first: np.ndarray, weight: np.ndarray, ridge: np.ndarray, bounded: np.ndarray,
            moves: np.ndarray, inner: int, columns: np.ndarray, error: np.ndarray) -> None:
     """Renew every term once, in place; ``error`` stays value minus model (its rounding is renewed with each term)."""

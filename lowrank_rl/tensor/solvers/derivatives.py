@@ -1,19 +1,20 @@
-"""The model's derivatives at the observed entries, for Gauss-Newton: residual, gradient, J'WJ v, J'WJ and its row blocks.
+"""The model at the observed entries, and its derivatives for Gauss-Newton: gradient, J'WJ v, J'WJ and its row blocks.
 
 The factors (I_k, R) of all modes are stacked to ``rows`` (S, R), S = sum_k I_k; mode k begins at ``first[k]``. With
 d[b, k] = prod_{j != k} A_j[i_j] (R,), the derivative of entry b with respect to row i_k of mode k is d[b, k].
 A vector over the parameters is (S, R) too. Every kernel is one pass over the entries, of B K R work except where noted.
 """
 
-import numba
 import numpy as np
+
+from lowrank_rl.tensor.solvers.compiled import compiled
 
 _SUMS = {"reassoc", "contract", "nsz", "arcp"}   # sums may be reordered, but NaN and Inf stay what they are
 
 
-@numba.njit(cache=True, fastmath=_SUMS, nogil=True)
-def residual(index: np.ndarray, first: np.ndarray, rows: np.ndarray, value: np.ndarray, out: np.ndarray) -> None:
-    """out[b] = value[b] - model[b]."""
+@compiled(fastmath=_SUMS)
+def predict(index: np.ndarray, first: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """out[b] = model[b]."""
     K, B = index.shape
     R = rows.shape[1]
     for b in range(B):
@@ -23,10 +24,10 @@ def residual(index: np.ndarray, first: np.ndarray, rows: np.ndarray, value: np.n
             for k in range(K):
                 term *= rows[first[k] + index[k, b], r]
             total += term
-        out[b] = value[b] - total
+        out[b] = total
 
 
-@numba.njit(cache=True, fastmath=_SUMS, nogil=True, inline="always")
+@compiled(fastmath=_SUMS, inline="always")
 def _design(index: np.ndarray, first: np.ndarray, rows: np.ndarray, b: int, d: np.ndarray) -> None:
     """d[k] = prod_{j != k} A_j[i_j] without division: the product of those before k, times that of those after."""
     K = len(first)
@@ -41,7 +42,7 @@ def _design(index: np.ndarray, first: np.ndarray, rows: np.ndarray, b: int, d: n
             term *= rows[first[k] + index[k, b], r]
 
 
-@numba.njit(cache=True, fastmath=_SUMS, nogil=True)
+@compiled(fastmath=_SUMS)
 def transpose_times(index: np.ndarray, first: np.ndarray, rows: np.ndarray, u: np.ndarray, out: np.ndarray) -> None:
     """out = J' u."""
     K, B = index.shape
@@ -56,23 +57,7 @@ def transpose_times(index: np.ndarray, first: np.ndarray, rows: np.ndarray, u: n
                 out[i, r] += u[b] * d[k, r]
 
 
-@numba.njit(cache=True, fastmath=_SUMS, nogil=True)
-def times(index: np.ndarray, first: np.ndarray, rows: np.ndarray, v: np.ndarray, out: np.ndarray) -> None:
-    """out = J v."""
-    K, B = index.shape
-    R = rows.shape[1]
-    d = np.empty((K, R))
-    for b in range(B):
-        _design(index, first, rows, b, d)
-        total = 0.0
-        for k in range(K):
-            i = first[k] + index[k, b]
-            for r in range(R):
-                total += v[i, r] * d[k, r]
-        out[b] = total
-
-
-@numba.njit(cache=True, fastmath=_SUMS, nogil=True)
+@compiled(fastmath=_SUMS)
 def gauss_newton_times(index: np.ndarray, first: np.ndarray, rows: np.ndarray, weight: np.ndarray, v: np.ndarray,
                        out: np.ndarray) -> None:
     """out = J' W J v, both halves in one pass."""
@@ -94,7 +79,7 @@ def gauss_newton_times(index: np.ndarray, first: np.ndarray, rows: np.ndarray, w
                 out[i, r] += total * d[k, r]
 
 
-@numba.njit(cache=True, fastmath=_SUMS, nogil=True)
+@compiled(fastmath=_SUMS)
 def row_blocks(index: np.ndarray, first: np.ndarray, rows: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:
     """out (S, R, R): the blocks of J' W J on its diagonal, one per row. B K R^2 work."""
     K, B = index.shape
@@ -111,7 +96,7 @@ def row_blocks(index: np.ndarray, first: np.ndarray, rows: np.ndarray, weight: n
                     block[r, s] += x * d[k, s]
 
 
-@numba.njit(cache=True, fastmath=_SUMS, nogil=True)
+@compiled(fastmath=_SUMS)
 def gauss_newton(index: np.ndarray, first: np.ndarray, rows: np.ndarray, weight: np.ndarray, free: np.ndarray,
                  out: np.ndarray) -> None:
     """out (P, P): J' W J of the modes with free[k] >= 0, whose parameters begin at free[k]; the lower triangle only.

@@ -1,8 +1,7 @@
-"""Engines for ALS over entries that do not fit in memory: ``Streamed`` reads them anew, ``Sorted`` from files of its own.
+"""An engine for ALS over entries that do not fit in memory: ``Sorted`` reads them from files of its own.
 
-800,000 entries, 200^3, R = 5, a sweep of ALS on one core: InMemory 7 ms, Sorted 8 ms, Streamed 26 ms from a memory map and
-49 ms from parquet: what costs is to decode and sort each chunk in each pass. So ``Sorted`` wherever there is disk for K times
-12 bytes (three modes, no weights) an entry; it takes the time of 10 to 25 sweeps to make.
+800,000 entries, 200^3, R = 5, a sweep of ALS on one core: InMemory 7 ms, Sorted 8 ms. To decode and sort each chunk anew in
+each pass took 26 ms from a memory map and 49 ms from parquet; the files take the time of 10 to 25 sweeps to make.
 """
 
 import shutil
@@ -17,46 +16,12 @@ from typing import BinaryIO
 import numpy as np
 
 from lowrank_rl import check
-from lowrank_rl.tensor.solvers import kernels
 from lowrank_rl.tensor.solvers.als import InMemory
 from lowrank_rl.tensor.solvers.layout import Layout, sort_by_mode
 from lowrank_rl.tensor.solvers.problem import Factors, Problem
 from lowrank_rl.tensor.stream import Chunk, Stream
 
-MOST_BYTES = 1 << 33   # of normal equations held at once by Streamed
-BINS = 4               # chunks of entries that Sorted sorts at once
-
-
-class Streamed:
-    """One pass over the stream for each mode; memory: a chunk, and the normal equations of all rows of a mode.
-
-    Raises:
-        ValueError: these would take more than ``most_bytes``.
-    """
-
-    def __init__(self, stream: Stream, rank: int, *, most_bytes: int = MOST_BYTES) -> None:
-        check.count("rank", rank)
-        P = kernels.packed_size(rank)
-        need = 8 * max(stream.shape) * (P + rank)
-        if need > most_bytes:
-            raise ValueError(f"rank: the normal equations of {max(stream.shape)} rows at rank {rank} take {need:,} bytes, more "
-                             f"than most_bytes, {most_bytes:,}; lower the rank, raise most_bytes, or use Sorted, which holds "
-                             "a block of rows at once")
-        self._stream = stream
-        self.square = _square(stream.chunks())
-
-    def normal(self, factors: Factors, k: int) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-        size, rank = factors[k].shape
-        gram, rhs = np.zeros((size, kernels.packed_size(rank))), np.zeros((size, rank))
-        for index, value, weight in self._stream.chunks():
-            kernels.normal_equations(index, value, weight, factors, k, gram, rhs)
-        yield slice(0, size), gram, rhs
-
-    def squared_error(self, factors: Factors) -> float:
-        shape = tuple(map(len, factors))
-        k = int(np.argmin(shape))   # the fewest rows to go through in each chunk
-        return sum(kernels.OtherRows(sort_by_mode(index, value, weight, shape, k), factors).squared_error(factors[k])
-                   for index, value, weight in self._stream.chunks())
+BINS = 4   # chunks of entries sorted at once
 
 
 class Sorted:

@@ -48,8 +48,7 @@ class TorchEngine:
         self._problem = problem
         self._bytes = HOST_BYTES if torch.device(device).type == "cpu" else DEVICE_BYTES
         self._tiles: dict[int, _Tiles] = {}   # each mode's when first asked for
-        value = problem.value
-        self.square = float(value @ value if problem.weight is None else (problem.weight * value) @ value)
+        self.square = problem.square()
 
     def normal(self, factors: Factors, k: int) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         size, rank = factors[k].shape

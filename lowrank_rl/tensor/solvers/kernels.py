@@ -13,7 +13,7 @@ I = 1000, and half as long at R = 5 and I = 200, but its tables outgrow the cach
 import numpy as np
 
 from lowrank_rl.tensor.solvers.compiled import compiled
-from lowrank_rl.tensor.solvers.layout import Layout, sort_by_mode
+from lowrank_rl.tensor.solvers.layout import Layout
 from lowrank_rl.tensor.solvers.problem import Factors
 from lowrank_rl.tensor.solvers.simd import LANES, get_double, get_short, get_word, load, multiply, outer_product, spread, store
 
@@ -57,13 +57,6 @@ class OtherRows:
         """sum_b weight[b] (value[b] - model at b)^2, by a pass over the entries; factor: the mode's own."""
         layout = self._layout
         return _squared_error(layout.start, layout.record, layout.small, layout.weighted, self._table, self._offset, factor)
-
-
-def normal_equations(index: np.ndarray, value: np.ndarray, weight: np.ndarray | None, factors: Factors, k: int,
-                     gram: np.ndarray, rhs: np.ndarray) -> None:
-    """Add a chunk of entries, in any order, to all rows' ``gram`` (I_k, P) and ``rhs`` (I_k, R). index: (K, b)"""
-    shape = tuple(len(factor) for factor in factors)
-    OtherRows(sort_by_mode(index, value, weight, shape, k), factors).add_normal(0, gram, rhs)
 
 
 def _tile_places(rank: int) -> np.ndarray:

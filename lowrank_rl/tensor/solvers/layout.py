@@ -27,14 +27,18 @@ class Layout:
     weighted: bool
 
 
-def sort_by_mode(index: np.ndarray, value: np.ndarray, weight: np.ndarray | None, shape: tuple[int, ...], k: int) -> Layout:
-    """A stable counting sort: one pass that counts and one that moves, O(B + I_k). index: (K, B)"""
+def sort_by_mode(index: np.ndarray, value: np.ndarray, weight: np.ndarray | None, shape: tuple[int, ...], k: int,
+                 unit: float = 1.0) -> Layout:
+    """A stable counting sort: one pass that counts and one that moves, O(B + I_k). index: (K, B)
+
+    unit: values are divided by it.
+    """
     others = tuple(m for m in range(len(shape)) if m != k)
     small = max(shape[m] for m in others) <= SMALL
     words = 2 + (-(-len(others) // 2) if small else len(others)) + 2 * (weight is not None)
     start = np.zeros(shape[k] + 1, np.int64)
     record = np.empty((len(value), words), np.uint32)
-    _sort(index, value, value[:0] if weight is None else weight, k, small, start, record)
+    _sort(index, value, value[:0] if weight is None else weight, k, float(unit), small, start, record)
     return Layout(k, others, start, record, small, weight is not None)
 
 
@@ -59,8 +63,8 @@ class Layouts:
     They depend on the entries and the shape alone, not on rank, ridge or constraints.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self._build = partial(sort_by_mode, problem.index, problem.value, problem.weight, problem.shape)
+    def __init__(self, problem: Problem, unit: float = 1.0) -> None:
+        self._build = partial(sort_by_mode, problem.index, problem.value, problem.weight, problem.shape, unit=unit)
         self._built: dict[int, Layout] = {}
 
     def __getitem__(self, k: int) -> Layout:
@@ -70,7 +74,7 @@ class Layouts:
 
 
 @compiled()
-def _sort(index: np.ndarray, value: np.ndarray, weight: np.ndarray, k: int, small: bool, start: np.ndarray,
+def _sort(index: np.ndarray, value: np.ndarray, weight: np.ndarray, k: int, unit: float, small: bool, start: np.ndarray,
           record: np.ndarray) -> None:
     K, B = index.shape
     words = record.shape[1]
@@ -87,7 +91,7 @@ def _sort(index: np.ndarray, value: np.ndarray, weight: np.ndarray, k: int, smal
         if len(weight):
             root = np.sqrt(weight[b])
             put_double(record, at + words - 2, root)
-        put_double(record, at, root * value[b])
+        put_double(record, at, root * value[b] / unit)
         short, c = 2 * at + 4, 2
         for m in range(K):
             if m != k:

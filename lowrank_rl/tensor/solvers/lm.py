@@ -150,7 +150,8 @@ class _System:
         return tuple(part.copy() for part in np.split(rows, self.ends[:-1]))
 
     def loss(self, rows: np.ndarray) -> float:
-        derivatives.residual(self.index, self.first, rows, self.value, self.error)
+        derivatives.predict(self.index, self.first, rows, self.error)
+        np.subtract(self.value, self.error, out=self.error)
         return 0.5 * float((self.weight * self.error) @ self.error + (self.ridge * rows * rows).sum())
 
     def at(self, rows: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:

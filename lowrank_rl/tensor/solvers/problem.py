@@ -10,6 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg.blas import dnrm2
+
+from lowrank_rl.tensor.solvers import derivatives
+from lowrank_rl.tensor.solvers.compiled import compiled
 
 Factors = tuple[np.ndarray, ...]
 Progress = Callable[[dict, Factors], bool | None]   # a history entry and the factors so far (a copy); True: stop here
@@ -21,7 +25,7 @@ class Problem:
 
     Trusts its input: the doors (``Observed``, ``CPCompletion``) check.
     """
-    index: np.ndarray                 # (K, B) int32
+    index: np.ndarray                 # (K, B) int32; the doors' is a (B, K) array transposed, and kernels are compiled for that
     value: np.ndarray                 # (B,) float64
     weight: np.ndarray | None         # (B,) float64 above 0; None: all 1
     shape: tuple[int, ...]            # (K,)
@@ -39,16 +43,20 @@ class Problem:
     def seen(self) -> tuple[np.ndarray, ...]:
         """For each mode which rows have entries, (I_k,) bool."""
         seen = tuple(np.zeros(n, np.bool_) for n in self.shape)
-        for mode, index in zip(seen, self.index, strict=True):
-            mode[index] = True
+        for k, mode in enumerate(seen):
+            _mark(self.index, k, mode)
         return seen
 
     def predict(self, factors: Factors) -> np.ndarray:
         """The model at the observed entries, (B,)."""
-        terms = factors[0][self.index[0]]
-        for factor, i in zip(factors[1:], self.index[1:], strict=True):
-            terms *= factor[i]
-        return terms.sum(1)
+        sizes, model = np.array(self.shape), np.empty(len(self.value))
+        derivatives.predict(self.index, np.cumsum(sizes) - sizes, np.concatenate(factors), model)
+        return model
+
+    def square(self, unit: float = 1.0) -> float:
+        """sum_b weight[b] (value[b] / unit)^2, by BLAS' norm, in which squares neither overflow nor vanish."""
+        value = self.value if self.weight is None else np.sqrt(self.weight) * self.value
+        return (float(dnrm2(value)) / unit) ** 2 if len(value) else 0.0
 
     def loss(self, factors: Factors) -> float:
         """The objective above, by a pass over the entries."""
@@ -68,3 +76,15 @@ class Fit:
     history: list[dict]     # one per sweep or step: iteration, loss, seconds since the start, and the solver's own
     stopped: str            # why, in words
     converged: bool
+
+
+@compiled()
+def _mark(index: np.ndarray, k: int, seen: np.ndarray) -> None:
+    """Rows of mode k that occur, until all do."""
+    left = len(seen)
+    for b in range(index.shape[1]):
+        if not seen[index[k, b]]:
+            seen[index[k, b]] = True
+            left -= 1
+            if left == 0:
+                break

@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lowrank_rl import check
-from lowrank_rl.tensor.solvers import derivatives
 from lowrank_rl.tensor.solvers.als import ALSConfig, solve_als
 from lowrank_rl.tensor.solvers.layout import Layouts
-from lowrank_rl.tensor.solvers.problem import Factors, Fit, Problem
+from lowrank_rl.tensor.solvers.problem import Factors, Fit, Problem, Progress
 from lowrank_rl.tensor.solvers.spectral import spectral_start
 
 
@@ -44,21 +43,22 @@ class RepairConfig:
 
 
 def solve_repaired(problem: Problem, start: Factors, config: RepairConfig = RepairConfig(), *, generator: np.random.Generator,
-                   layouts: Layouts | None = None) -> Fit:
+                   layouts: Layouts | None = None, listener: Progress | None = None) -> Fit:
     """ALS from ``start`` and rounds of exchanges until none helps. Where a mode is fixed, it is ALS alone.
+
+    ``listener`` hears of each sweep with all terms.
 
     The history has one entry per run of ALS, with ``exchanged``, how many terms were; its loss never rises.
     """
     began, layouts = time.monotonic(), layouts or Layouts(problem)
-    weight = 1.0 if problem.weight is None else problem.weight
-    enough = config.explained * 0.5 * float(np.sum(weight * problem.value**2))
+    enough = config.explained * 0.5 * problem.square()
     als = ALSConfig(max_iter=config.sweeps, tol=config.tol)
     history: list[dict] = []
 
     def attempt(factors: Factors, exchanged: tuple[int, ...]) -> bool:
         """Whether the fit from here on is better than the best so far, by enough; if better at all, it is the best."""
         nonlocal best, loss
-        fit = solve_als(problem, factors, als, layouts=layouts)
+        fit = solve_als(problem, factors, als, layouts=layouts, progress=listener)
         tried = fit.history[-1]["loss"] if fit.history else problem.loss(fit.factors)
         helped = tried < loss * (1 - config.better)
         if tried < loss:
@@ -71,7 +71,7 @@ def solve_repaired(problem: Problem, start: Factors, config: RepairConfig = Repa
     if any(problem.fixed):
         attempt(start, ())
         return Fit(best, history, "a mode is fixed", True)
-    ridged, left = _ridged(problem, start, config, layouts)
+    ridged, left = _ridged(problem, start, config, layouts, listener)
     weak = _weak(problem, ridged, left, config)
     if weak:
         attempt(_exchanged(problem, ridged, weak, layouts, generator), weak)
@@ -89,28 +89,26 @@ def solve_repaired(problem: Problem, start: Factors, config: RepairConfig = Repa
     return Fit(best, history, "the data are explained" if loss - problem.penalty(best) <= enough else "no exchange helps", True)
 
 
-def _ridged(problem: Problem, factors: Factors, config: RepairConfig, layouts: Layouts) -> tuple[Factors, float]:
+def _ridged(problem: Problem, factors: Factors, config: RepairConfig, layouts: Layouts,
+            listener: Progress | None = None) -> tuple[Factors, float]:
     """Some sweeps of ALS with the ridge of the residual, and sum weight residual^2."""
     total = float(len(problem.value) if problem.weight is None else problem.weight.sum())
-    square = float(np.sum((1.0 if problem.weight is None else problem.weight) * problem.value**2))
+    square = problem.square()
     variance = (square / total / problem.rank) ** (1 / len(factors)) or 1.0   # of factors whose tensor has the data's scale
-    left, sweep = square, ALSConfig(max_iter=1, momentum=False)
-    for _ in range(config.ridged):
+    left, once = square, ALSConfig(max_iter=1, momentum=False)
+    began = time.monotonic()
+    for sweep in range(config.ridged):
         ridge = tuple(max(r, left / total / variance) for r in problem.ridge)
-        fit = solve_als(replace(problem, ridge=ridge), factors, sweep, layouts=layouts)
+        fit = solve_als(replace(problem, ridge=ridge), factors, once, layouts=layouts)
         penalty = sum(r * float(np.square(f).sum()) for r, f in zip(ridge, fit.factors, strict=True))
         factors, before, left = fit.factors, left, max(0.0, 2 * fit.history[-1]["loss"] - penalty)
+        if listener is not None:
+            loss = 0.5 * left + problem.penalty(factors)
+            listener({"iteration": sweep + 1, "loss": loss, "seconds": time.monotonic() - began},
+                     tuple(f.copy() for f in factors))
         if left > 0.99 * before or left <= config.explained * square:
             break
     return factors, left
-
-
-def _residual(problem: Problem, factors: Factors) -> np.ndarray:
-    """(B,)"""
-    sizes = np.array(problem.shape)
-    error = np.empty(len(problem.value))
-    derivatives.residual(problem.index, np.cumsum(sizes) - sizes, np.concatenate(factors), problem.value, error)
-    return error
 
 
 def _worth(problem: Problem, factors: Factors) -> tuple[np.ndarray, np.ndarray]:
@@ -154,7 +152,7 @@ def _exchanged(problem: Problem, factors: Factors, terms: tuple[int, ...], layou
     if len(rest):
         fewer = replace(problem, rank=len(rest))
         kept = solve_als(fewer, kept, ALSConfig(max_iter=2, momentum=False), layouts=layouts).factors
-        residual = _residual(fewer, kept)
+        residual = problem.value - fewer.predict(kept)
     else:
         residual = problem.value
     new = spectral_start(replace(problem, rank=len(terms), value=residual), generator=generator)

@@ -124,78 +124,89 @@ def _excess(g: np.ndarray, h: np.ndarray, a: np.ndarray) -> float:
 @compiled()
 def _solve_non_negative(gram: np.ndarray, rhs: np.ndarray, ridge: float, factor: np.ndarray) -> float:
     R = rhs.shape[1]
-    full, lower, sub, part = np.empty((R, R)), np.empty((R, R)), np.empty(R), np.empty(R)
-    a, trial, slope, zero = np.empty(R), np.empty(R), np.empty(R), np.zeros(R)
-    free = np.empty(R, np.bool_)
-    where = np.empty(R, np.int64)
+    full, lower = np.empty((R, R)), np.empty((R, R))
+    a, zero, work = np.empty(R), np.zeros(R), np.empty((3, R))
+    free, where = np.empty(R, np.bool_), np.empty(R, np.int64)
     total = 0.0
     for i in range(len(gram)):
-        g, h = gram[i], rhs[i]
-        p, empty, largest = 0, True, 0.0
+        g, h, warm = gram[i], rhs[i], factor[i]
+        p, empty = 0, True
         for r in range(R):
             for s in range(r, R):
                 full[r, s] = full[s, r] = g[p]
                 p += 1
             empty &= full[r, r] == 0
             full[r, r] += ridge
-            largest = max(largest, abs(h[r]))
         if empty:
-            _set(factor[i], zero)
+            _set(warm, zero)
             continue
-        for r in range(R):
-            a[r] = factor[i, r]
-            free[r] = a[r] > 0
-        done = False
-        for _ in range(5 * R + 10):
-            # the best point on the free coordinates; step towards it until one of them reaches zero
-            n = 0
-            for r in range(R):
-                if free[r]:
-                    where[n] = r
-                    n += 1
-            for r in range(n):
-                sub[r] = h[where[r]]
-                for s in range(r + 1):
-                    lower[r, s] = full[where[r], where[s]]
-            if not _cholesky_solve(lower, sub, n, part):
-                break
-            step = 1.0
-            _set(trial, zero)
-            for r in range(n):
-                trial[where[r]] = part[r]
-                if part[r] <= 0:
-                    step = min(step, a[where[r]] / (a[where[r]] - part[r]) if a[where[r]] > 0 else 0.0)
-            if step < 1:
-                for r in range(R):
-                    a[r] = max(a[r] + step * (trial[r] - a[r]), 0.0) if free[r] else 0.0
-                    if free[r] and trial[r] <= 0 and a[r] <= 1e-14 * abs(trial[r]):
-                        a[r] = 0.0
-                        free[r] = False
-                continue
-            _set(a, trial)
-            best, steepest = 1e-12 * largest, -1
-            for r in range(R):
-                slope[r] = h[r]
-                for s in range(R):
-                    slope[r] -= full[r, s] * a[s]
-                if not free[r] and slope[r] > best:
-                    best, steepest = slope[r], r
-            if steepest < 0:
-                done = True
-                break
-            free[steepest] = True
-        gain = _excess(g, h, a) + ridge * (a @ a)
-        warm = factor[i]
-        before = _excess(g, h, warm) + ridge * (warm @ warm)
-        if not done and not gain <= before:
+        _set(a, warm)
+        done = _active_set(full, h, a, free, where, lower, work)
+        worse = not _excess(g, h, a) + ridge * (a @ a) <= _excess(g, h, warm) + ridge * (warm @ warm)   # or not a number
+        if worse:
             _set(a, warm)
         if not done:
             _descend(full, h, a)
-        elif gain > before:
-            _set(a, warm)
-        _set(factor[i], a)
+        _set(warm, a)
         total += _excess(g, h, a)
     return total
+
+
+@compiled()
+def _active_set(full: np.ndarray, h: np.ndarray, a: np.ndarray, free: np.ndarray, where: np.ndarray, lower: np.ndarray,
+                work: np.ndarray) -> bool:
+    """The minimiser of 1/2 a'Fa - h'a on a >= 0, from and in ``a``; False: not found. The last four are room to work in."""
+    R = len(a)
+    sub, part, trial = work[0], work[1], work[2]
+    largest = 0.0
+    for r in range(R):
+        free[r] = a[r] > 0
+        largest = max(largest, abs(h[r]))
+    for _ in range(5 * R + 10):
+        # the best point on the free coordinates; step towards it until one of them reaches zero
+        n = 0
+        for r in range(R):
+            trial[r] = 0.0
+            if free[r]:
+                where[n] = r
+                n += 1
+        for r in range(n):
+            sub[r] = h[where[r]]
+            for s in range(r + 1):
+                lower[r, s] = full[where[r], where[s]]
+        if not _cholesky_solve(lower, sub, n, part):
+            return False
+        step = 1.0
+        for r in range(n):
+            trial[where[r]] = part[r]
+            if part[r] <= 0:
+                step = min(step, a[where[r]] / (a[where[r]] - part[r]) if a[where[r]] > 0 else 0.0)
+        if step < 1:
+            for r in range(R):
+                a[r] = max(a[r] + step * (trial[r] - a[r]), 0.0) if free[r] else 0.0
+                if free[r] and trial[r] <= 0 and a[r] <= 1e-14 * abs(trial[r]):
+                    a[r] = 0.0
+                    free[r] = False
+            continue
+        _set(a, trial)
+        steepest = _steepest(full, h, a, free, 1e-12 * largest)
+        if steepest < 0:
+            return True
+        free[steepest] = True
+    return False
+
+
+@compiled()
+def _steepest(full: np.ndarray, h: np.ndarray, a: np.ndarray, free: np.ndarray, least: float) -> int:
+    """The coordinate at zero along which the objective falls most steeply, by more than ``least``; -1: none."""
+    best, steepest = least, -1
+    for r in range(len(a)):
+        slope = h[r]
+        for s in range(len(a)):
+            slope -= full[r, s] * a[s]
+        if not free[r] and slope > best:
+            best, steepest = slope, r
+    return steepest
 
 
 @compiled()

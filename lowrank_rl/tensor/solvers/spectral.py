@@ -29,7 +29,8 @@ CLIP = 2.0       # times the values' root mean square, over the share that is mi
 DEPTH = 6        # products with G_k, else
 SHARPEN = 1      # power iterations
 WIDTH = 16       # directions of a span that a power iteration uses; half the rank, if that is more
-TRIES = 8        # of Jennrich's algorithm
+TRIES = 8        # of Jennrich's algorithm, at most,
+SAME = 1e-2      # until one ends in the best error so far again, nearly
 SCALING = 2000   # entries per term that its scale is fitted to
 
 
@@ -45,7 +46,8 @@ def spectral_start(problem: Problem, *, generator: np.random.Generator) -> Facto
     spans = [_span(problem, value, k, generator) for k in range(K)]
     for _ in range(SHARPEN):
         for k in range(K):
-            spans[k] = _leading(_contracted(problem, value, spans, k, generator), R)
+            others = [j for j in range(K) if j != k]
+            spans[k] = _leading(_contracted(problem, value, spans, k, others, max(WIDTH, R // 2), generator), R)
     lead, *others = sorted(range(K), key=lambda k: -problem.shape[k])
     parts: list = [None] * K
     parts[lead], parts[others[0]], third = _terms(problem, value, spans, lead, others, generator)
@@ -85,15 +87,17 @@ def _gram(problem: Problem, value: np.ndarray, k: int) -> tuple[np.ndarray, Time
     size = problem.shape[k]
     order, start = _by_fibre(problem.index, k, problem.shape)
     row, value = problem.index[k][order], value[order]
-    diagonal = np.bincount(row, value * value, size)
-    excess = min(1.0, len(value) / math.prod(problem.shape)) - 1
+    share = min(1.0, len(value) / math.prod(problem.shape))
     if size <= DENSE:
-        gram = np.diag(excess * diagonal)
+        gram = np.zeros((size, size))
         _add_gram(start, row, value, gram)
-        return diagonal > 0, partial(np.matmul, gram), gram
+        seen = gram.diagonal() > 0
+        gram.flat[::size + 1] *= share
+        return seen, partial(np.matmul, gram), gram
+    diagonal = np.bincount(row, value * value, size)
 
     def times(block: np.ndarray) -> np.ndarray:
-        product = excess * diagonal[:, None] * block
+        product = (share - 1) * diagonal[:, None] * block
         _add_gram_times(start, row, value, np.ascontiguousarray(block), product)
         return product
     return diagonal > 0, times, None
@@ -122,26 +126,25 @@ def _leading(matrix: np.ndarray, rank: int) -> np.ndarray:
     return np.linalg.qr(matrix @ vectors)[0]
 
 
-def _contracted(problem: Problem, value: np.ndarray, spans: list[np.ndarray], k: int, generator: np.random.Generator,
-                limit: int | None = None) -> np.ndarray:
-    """(I_k, columns): M_k times directions of the other spans; all pairs of them, if the spans are few and narrow."""
-    limit = limit or max(WIDTH, problem.rank // 2)
-    one, *rest = (j for j in range(len(spans)) if j != k)
-    first = _narrowed(spans[one], limit, generator)
-    if not rest:
-        second = np.ones((1, 1))
-        index = np.zeros((1, len(value)), np.int32)
-        offset = np.zeros(1, np.int64)
-    else:
-        index = problem.index[rest]
-        if len(rest) == 1:
-            parts = [_narrowed(spans[rest[0]], limit, generator)]
-        else:
-            parts = [spans[m] @ generator.standard_normal((spans[m].shape[1], limit)) for m in rest]
-        second = np.concatenate(parts)
-        offset = np.cumsum([0, *map(len, parts)])[:-1]
+def _contracted(problem: Problem, value: np.ndarray, spans: list[np.ndarray], k: int, others: list[int], limit: int,
+                generator: np.random.Generator) -> np.ndarray:
+    """(I_k, columns): M_k times at most ``limit`` directions of the first other span, each with as many of the rest.
+
+    If the rest is one mode and its span not wider than ``limit``, these are all pairs.
+    """
+    one, *rest = others
+    parts = [_narrowed(spans[m], limit, generator) if len(rest) == 1 else
+             spans[m] @ generator.standard_normal((spans[m].shape[1], limit)) for m in rest]
+    return _products(problem, value, k, one, rest, _narrowed(spans[one], limit, generator), parts)
+
+
+def _products(problem: Problem, value: np.ndarray, k: int, one: int, rest: list[int], first: np.ndarray,
+              parts: list[np.ndarray]) -> np.ndarray:
+    """(I_k, columns): M_k times each column of ``first``, mode one's, with each column that ``parts`` make, the rest's."""
+    second = np.concatenate(parts or [np.ones((1, 1))])
+    offset = np.cumsum([0, *map(len, parts)])[:-1]
     out = np.zeros((problem.shape[k], first.shape[1] * second.shape[1]))
-    _contract(problem.index[k], problem.index[one], index, value, np.ascontiguousarray(first), second, offset, out)
+    _contract(problem.index, value, k, one, np.array(rest, np.int64), np.ascontiguousarray(first), second, offset, out)
     return out
 
 
@@ -158,27 +161,27 @@ def _slice(problem: Problem, value: np.ndarray, spans: list[np.ndarray], j: int,
     for other, span in enumerate(spans):
         if other not in (j, k):
             contracted *= (span @ generator.standard_normal(span.shape[1]))[problem.index[other]]
-    out = np.zeros((problem.shape[j], spans[k].shape[1]))
-    _contract(problem.index[j], problem.index[k], np.zeros((1, len(value)), np.int32), contracted,
-              np.ascontiguousarray(spans[k]), np.ones((1, 1)), np.zeros(1, np.int64), out)
-    return spans[j].T @ out
+    return spans[j].T @ _products(problem, contracted, j, k, [], spans[k], [])
 
 
 def _terms(problem: Problem, value: np.ndarray, spans: list[np.ndarray], lead: int, others: list[int],
            generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The terms in the spans of the two largest modes, and of the third (if there are more: of random mixtures)."""
-    swapped = [spans[lead], *(spans[k] for k in others)]
-    one, two = swapped[0].shape[1], swapped[1].shape[1]
-    moved = Problem(problem.index[[lead, *others]], value, None, tuple(problem.shape[k] for k in [lead, *others]), problem.rank,
-                    problem.ridge, problem.non_negative, problem.fixed)
-    core = (swapped[0].T @ _contracted(moved, value, swapped, 0, generator, problem.rank)).reshape(one, two, -1)
+    one, two = spans[lead].shape[1], spans[others[0]].shape[1]
+    core = (spans[lead].T @ _contracted(problem, value, spans, lead, others, problem.rank, generator)).reshape(one, two, -1)
     if len(spans) == 2:                      # a matrix has no own terms: take the singular vectors'
         left, _, right = np.linalg.svd(core[:, :, 0])
         width = min(one, two)
         return left[:, :width], right.T[:, :width], np.ones((1, width))
     core /= np.linalg.norm(core) or 1.0
-    found = [_als(core, _jennrich(core, problem.rank, generator)) for _ in range(TRIES)]
-    return min(found, key=lambda pair: pair[0])[1]
+    best, terms = math.inf, None
+    for _ in range(TRIES):
+        before, (error, found) = best, _als(core, _jennrich(core, problem.rank, generator))
+        if terms is None or error < best:
+            best, terms = error, found
+        if abs(error - before) < SAME * best:
+            break
+    return terms
 
 
 def _jennrich(core: np.ndarray, rank: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -250,41 +253,41 @@ def _scaled(problem: Problem, factors: list[np.ndarray]) -> Factors:
 
 def _by_fibre(index: np.ndarray, k: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """An order of the entries in which those of a mode-k fibre stand together, and where each fibre starts."""
-    others = [j for j in range(len(shape)) if j != k]
-    order = np.arange(index.shape[1])
-    for j in others:
-        order = _stably_sorted(index[j], order, shape[j])
-    return order, _starts(index[others], order)
+    order = np.arange(index.shape[1], dtype=np.int32 if index.shape[1] < 2**31 else np.int64)
+    for j in range(len(shape)):
+        if j != k:
+            order = _stably_sorted(index, j, order, shape[j])
+    return order, _starts(index, k, order)
 
 
 @compiled()
-def _stably_sorted(row: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
+def _stably_sorted(index: np.ndarray, k: int, order: np.ndarray, size: int) -> np.ndarray:
     place = np.zeros(size + 1, np.int64)
-    for b in range(len(row)):
-        place[row[b] + 1] += 1
+    for b in range(len(order)):
+        place[index[k, b] + 1] += 1
     for i in range(1, size + 1):
         place[i] += place[i - 1]
     out = np.empty_like(order)
     for b in order:
-        i = row[b]
+        i = index[k, b]
         out[place[i]] = b
         place[i] += 1
     return out
 
 
 @compiled()
-def _starts(index: np.ndarray, order: np.ndarray) -> np.ndarray:
-    start = np.empty(len(order) + 1, np.int64)
+def _starts(index: np.ndarray, k: int, order: np.ndarray) -> np.ndarray:
+    start = np.empty(len(order) + 1, order.dtype)
     count = 0
     for q in range(len(order)):
         new = q == 0
         for j in range(len(index)):
-            new |= index[j, order[q]] != index[j, order[q - 1]]
+            new |= j != k and index[j, order[q]] != index[j, order[q - 1]]
         if new:
             start[count] = q
             count += 1
     start[count] = len(order)
-    return start[:count + 1].copy()
+    return start[:count + 1]
 
 
 @compiled()
@@ -317,18 +320,19 @@ def _add_gram_times(start: np.ndarray, row: np.ndarray, value: np.ndarray, block
 
 
 @compiled(fastmath={"reassoc", "contract", "nsz"})
-def _contract(into: np.ndarray, one: np.ndarray, rest: np.ndarray, value: np.ndarray, first: np.ndarray, second: np.ndarray,
+def _contract(index: np.ndarray, value: np.ndarray, k: int, one: int, rest: np.ndarray, first: np.ndarray, second: np.ndarray,
               offset: np.ndarray, out: np.ndarray) -> None:
-    """out[into[b], (a, c)] += value[b] first[one[b], a] prod_m second[offset[m] + rest[m, b], c]"""
+    """out[index[k, b], (a, c)] += value[b] first[index[one, b], a] prod_m second[offset[m] + index[rest[m], b], c]"""
     width, depth = first.shape[1], second.shape[1]
     right = np.empty(depth)
     for b in range(len(value)):
         for c in range(depth):
-            right[c] = value[b] * second[rest[0, b], c]
-        for m in range(1, len(rest)):
+            right[c] = value[b]
+        for m in range(len(rest)):
+            row = offset[m] + index[rest[m], b]
             for c in range(depth):
-                right[c] *= second[offset[m] + rest[m, b], c]
-        i, o = into[b], one[b]
+                right[c] *= second[row, c]
+        i, o = index[k, b], index[one, b]
         for a in range(width):
             left = first[o, a]
             for c in range(depth):

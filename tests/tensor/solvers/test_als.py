@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowrank_rl.tensor.solvers.als import ALSConfig, InMemory, fill_empty_rows, solve_als
-from lowrank_rl.tensor.solvers.kernels import normal_equations, packed_size
-from lowrank_rl.tensor.solvers.layout import Layouts
+from lowrank_rl.tensor.solvers.kernels import OtherRows, packed_size
+from lowrank_rl.tensor.solvers.layout import Layouts, sort_by_mode
 from lowrank_rl.tensor.solvers.problem import Problem
 
 
@@ -126,7 +126,8 @@ def test_another_engine_gives_the_same_fit():
         def normal(self, factors, k):
             gram, rhs = np.zeros((len(factors[k]), packed_size(2))), np.zeros((len(factors[k]), 2))
             for b in range(0, len(problem.value), 77):
-                normal_equations(problem.index[:, b:b + 77], problem.value[b:b + 77], None, factors, k, gram, rhs)
+                chunk = sort_by_mode(problem.index[:, b:b + 77], problem.value[b:b + 77], None, problem.shape, k)
+                OtherRows(chunk, factors).add_normal(0, gram, rhs)
             yield slice(0, len(gram)), gram, rhs
 
         def squared_error(self, factors):
@@ -146,6 +147,18 @@ def test_layouts_are_shared_and_the_start_is_kept():
     assert InMemory(problem, layouts).layouts is layouts
     assert all((a == b).all() for a, b in zip(one.factors, two.factors, strict=True))
     assert all((a == b).all() for a, b in zip(start, copies, strict=True))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_values_in_another_unit_need_no_copy(weighted):
+    problem, start = make(weighted=weighted)
+    scaled = replace(problem, value=problem.value / 3.7)
+    engines = InMemory(problem, unit=3.7), InMemory(scaled)
+    assert engines[0].square == pytest.approx(engines[1].square, rel=1e-13)
+    one, two = (solve_als(scaled, start, ALSConfig(max_iter=5), engine=engine) for engine in engines)
+    for a, b in zip(one.factors, two.factors, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+    assert engines[0].squared_error(one.factors) == pytest.approx(engines[1].squared_error(two.factors), rel=1e-9)
 
 
 def test_progress_sees_each_sweep_and_may_stop():

@@ -1,4 +1,4 @@
-"""Streamed and sorted entries give what the entries in memory give."""
+"""Entries sorted into files give what the entries in memory give."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lowrank_rl.tensor.solvers.als import ALSConfig, InMemory, solve_als
-from lowrank_rl.tensor.solvers.engine_stream import Sorted, Streamed
+from lowrank_rl.tensor.solvers.engine_stream import Sorted
 from lowrank_rl.tensor.solvers.kernels import packed_size
 from lowrank_rl.tensor.solvers.problem import Problem
 from lowrank_rl.tensor.stream import Stream
@@ -29,10 +29,6 @@ def stream(problem, chunk=37):
     return Stream.from_arrays(problem.index.T, problem.value, problem.shape, problem.weight, chunk=chunk)
 
 
-ENGINES = {"streamed": lambda problem: Streamed(stream(problem), problem.rank),
-           "sorted": lambda problem: Sorted(stream(problem))}
-
-
 def normal(engine, factors, k):
     """All blocks in one, copied."""
     size, rank = factors[k].shape
@@ -44,10 +40,9 @@ def normal(engine, factors, k):
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("shape", [(30, 20), (8, 9, 7), (5, 6, 4, 5), (70_000, 3, 4)])
-@pytest.mark.parametrize("name", ENGINES)
-def test_normal_equations_and_errors_are_those_in_memory(name, shape, weighted):
+def test_normal_equations_and_errors_are_those_in_memory(shape, weighted):
     problem, factors = make(shape, 3, weighted=weighted)
-    memory, engine = InMemory(problem), ENGINES[name](problem)
+    memory, engine = InMemory(problem), Sorted(stream(problem))
     assert engine.square == pytest.approx(memory.square, rel=1e-13)
     assert engine.squared_error(factors) == pytest.approx(memory.squared_error(factors), rel=1e-12)
     for k in range(len(shape)):
@@ -58,11 +53,10 @@ def test_normal_equations_and_errors_are_those_in_memory(name, shape, weighted):
 @pytest.mark.parametrize("ridge", [0.0, 0.2])
 @pytest.mark.parametrize("non_negative", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("name", ENGINES)
-def test_als_gives_the_same_factors(name, weighted, non_negative, ridge):
+def test_als_gives_the_same_factors(weighted, non_negative, ridge):
     problem, start = make(weighted=weighted, ridge=ridge, non_negative=non_negative)
     config = ALSConfig(max_iter=10, tol=0.0)
-    one, two = solve_als(problem, start, config), solve_als(problem, start, config, engine=ENGINES[name](problem))
+    one, two = solve_als(problem, start, config), solve_als(problem, start, config, engine=Sorted(stream(problem)))
     assert one.history[-1]["loss"] == pytest.approx(two.history[-1]["loss"], rel=1e-10)
     for a, b in zip(one.factors, two.factors, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-8)
@@ -108,47 +102,38 @@ def test_sorted_names_a_folder_that_cannot_serve(tmp_path, monkeypatch):
     assert list((tmp_path / "full").iterdir()) == []
 
 
-def test_streamed_refuses_normal_equations_that_do_not_fit():
-    problem, _ = make()
-    with pytest.raises(ValueError, match="lower the rank, raise most_bytes, or use Sorted"):
-        Streamed(stream(problem), 5, most_bytes=9 * (15 + 5) * 8 - 1)
-    Streamed(stream(problem), 5, most_bytes=9 * (15 + 5) * 8)
-
-
 MEMORY = """
 import sys, tracemalloc
 import numpy as np
 from lowrank_rl.tensor.solvers.als import ALSConfig, solve_als
-from lowrank_rl.tensor.solvers.engine_stream import Sorted, Streamed
+from lowrank_rl.tensor.solvers.engine_stream import Sorted
 from lowrank_rl.tensor.solvers.problem import Problem
 from lowrank_rl.tensor.stream import Stream
 
 def anonymous():   # bytes in memory that are no file's cache
     return sum(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
 
-load = lambda name: np.load(f"{sys.argv[2]}/{name}.npy", mmap_mode="r")
+load = lambda name: np.load(f"{sys.argv[1]}/{name}.npy", mmap_mode="r")
 small = Stream.from_arrays(load("index")[:1000], load("value")[:1000], (200, 300, 100))
 stream = Stream.from_arrays(load("index"), load("value"), (200, 300, 100), chunk=100_000)
 rng = np.random.default_rng(0)
 start = tuple(rng.standard_normal((n, 4)) for n in stream.shape)
 free = (0.1,) * 3, (False,) * 3, (False,) * 3
 problem = Problem(np.empty((3, 0), np.int32), np.empty(0), None, stream.shape, 4, *free)
-make = {"sorted": Sorted, "streamed": lambda stream: Streamed(stream, 4)}[sys.argv[1]]
-solve_als(problem, start, ALSConfig(max_iter=2), engine=make(small))   # compiles
+solve_als(problem, start, ALSConfig(max_iter=2), engine=Sorted(small))   # compiles
 before = anonymous()
 tracemalloc.start()
-fit = solve_als(problem, start, ALSConfig(max_iter=3), engine=make(stream))
+fit = solve_als(problem, start, ALSConfig(max_iter=3), engine=Sorted(stream))
 print(max(tracemalloc.get_traced_memory()[1], anonymous() - before))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("name", ENGINES)
-def test_memory_is_bounded_by_the_chunk(tmp_path, name):
+def test_memory_is_bounded_by_the_chunk(tmp_path):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "index.npy", np.stack([rng.integers(0, n, 2_000_000) for n in (200, 300, 100)], axis=1))
     np.save(tmp_path / "value.npy", rng.standard_normal(2_000_000))   # 64 MB, and 24 sorted by one mode
-    out = subprocess.run([sys.executable, "-c", MEMORY, name, str(tmp_path)], capture_output=True, text=True, check=False)
+    out = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
     assert int(out.stdout) < 25e6

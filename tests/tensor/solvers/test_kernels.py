@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lowrank_rl.tensor.solvers import rows
-from lowrank_rl.tensor.solvers.kernels import OtherRows, normal_equations, packed_size
+from lowrank_rl.tensor.solvers.kernels import OtherRows, packed_size
 from lowrank_rl.tensor.solvers.layout import sort_by_mode
 
 
@@ -73,7 +73,8 @@ def test_blocks_of_rows_and_chunks_of_entries_add_up_to_the_whole():
     assert (sides == rhs).all()
     parts, sides = blank(9, 4)
     for chunk in np.array_split(np.random.default_rng(1).permutation(500), 7):
-        normal_equations(index[:, chunk], value[chunk], weight[chunk], factors, 0, parts, sides)
+        sort = sort_by_mode(index[:, chunk], value[chunk], weight[chunk], shape, 0)
+        OtherRows(sort, factors).add_normal(0, parts, sides)
     np.testing.assert_allclose(parts, gram, rtol=1e-12)
     np.testing.assert_allclose(sides, rhs, rtol=1e-10, atol=1e-12)
 

@@ -6,7 +6,7 @@ import pytest
 from lowrank_rl.tensor.solvers.anneal import AnnealConfig, anneal_start, random_start
 from lowrank_rl.tensor.solvers.ccd import CCDConfig, solve_ccd
 from lowrank_rl.tensor.solvers.lm import LMConfig, solve_lm
-from lowrank_rl.tensor.solvers.multistart import MultistartConfig, distance, solve
+from lowrank_rl.tensor.solvers.multistart import MultistartConfig, _same_tensor, distance, solve
 from lowrank_rl.tensor.solvers.problem import Fit, Problem
 
 
@@ -73,6 +73,23 @@ def test_stops_when_two_starts_agree_and_says_how_many():
     assert fit.history[-1]["agreed"] == 2
     assert p.loss(fit.factors) == fit.history[-1]["best"] == min(entry["loss"] for entry in fit.history)
     assert p.loss(fit.factors) <= p.loss(local(p, truth).factors) * 1.001
+
+
+@pytest.mark.parametrize("entries", [1300, 4000])
+def test_fits_are_the_same_within_a_share_of_their_standard_error(entries):
+    p, truth = problem(entries=entries, noise=0.7)       # a sixth of the mean square
+    best, g = local(p, truth), np.random.default_rng(0)
+    error = distance(best.factors, truth)
+    left = 2 * p.loss(best.factors) / p.square()
+    assert _same_tensor(p, MultistartConfig(noise=1.0), left) == pytest.approx(error, rel=0.3)
+
+    def near_it(p, start):
+        moved = tuple(f + 1e-4 * g.standard_normal(f.shape) for f in best.factors)
+        step = 0.1 * error / distance(moved, best.factors)
+        return Fit(tuple(f + step * (m - f) for f, m in zip(best.factors, moved, strict=True)), [], "made up", True)
+    config = MultistartConfig(starts=4, anneal=AnnealConfig(sweeps=2))
+    assert solve(p, near_it, config, seed=0).converged
+    assert not solve(p, near_it, dataclasses.replace(config, noise=0.0), seed=0).converged
 
 
 def test_a_minimum_that_nobody_else_finds_is_not_called_converged():
@@ -147,11 +164,25 @@ def test_a_cold_chain_is_alternating_least_squares_with_the_prior():
     assert distance(ours, tuple(factors)) < 1e-5
 
 
-def test_the_callback_stops_it():
-    p, _ = problem(entries=700, noise=0.5)
-    fit = solve(p, local, seed=0, progress=lambda entry, factors: True)
-    assert len(fit.history) == 1
-    assert "callback" in fit.stopped
+def test_listeners_hear_of_every_start_and_sweep_and_change_no_number():
+    p, _ = problem(entries=700, noise=0.5, ridge=(0.1, 0.1, 0.1))
+    starts, sweeps = [], []
+
+    def listen(entry, factors):
+        sweeps.append((len(starts), entry, p.loss(factors)))
+        factors[0][:] = np.nan     # its own copy
+    config = MultistartConfig(starts=4, agree=9, anneal=AnnealConfig(sweeps=20))
+    told = solve(p, local, config, seed=0, progress=starts.append, listener=listen)
+    silent = solve(p, local, config, seed=0)
+    assert all(np.array_equal(a, b) for a, b in zip(told.factors, silent.factors, strict=True))
+    assert [entry["loss"] for entry in starts] == [entry["loss"] for entry in silent.history]
+    assert {number for number, _, _ in sweeps} == {0, 1, 2, 3}
+    for _, entry, loss in sweeps:
+        assert entry["loss"] == pytest.approx(loss, rel=1e-6)
+        assert entry["seconds"] >= 0
+    assert {"kept" in entry for _, entry, _ in sweeps} == {True, False}   # ALS' own, and those that are ridged or annealed
+    annealed = [entry["iteration"] for number, entry, _ in sweeps if number == 3]
+    assert annealed[:20] == list(range(1, 21))
 
 
 @pytest.mark.parametrize(("change", "text"), [({"starts": 0}, "starts"), ({"agree": 0}, "agree"), ({"same": 1.0}, "same"),

@@ -1,0 +1,28 @@
+"""The tables that benchmarks print and write: a row is a dict."""
+
+import csv
+import platform
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+
+def show(row: dict) -> None:
+    """A line of Markdown that needs no head."""
+    words = (f"{name} {x:.4g}" if isinstance(x, float) else f"{name} {x}" for name, x in row.items())
+    print("| " + " | ".join(words) + " |", flush=True)
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """A CSV, whole or not at all, with where and by what its rows were measured, unless they say so themselves."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    place = {"machine": f"{platform.machine()}, {platform.system()}", "numpy": np.__version__, "commit": git.stdout.strip()}
+    names = list(dict.fromkeys([name for row in rows for name in row] + list(place)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows([{**place, **row} for row in rows])
+    partial.replace(path)
