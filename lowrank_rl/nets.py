@@ -48,12 +48,20 @@ class Mlp(nn.Module):
         return f"{self.activation.__name__}, precision={self.precision}"
 
     def forward(self, x: Tensor) -> Tensor:
-        first, *others = self.layers
+        return self._run(x, len(self.layers)).to(x.dtype)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the last layer is linear in, (M, B, sizes[-2])."""
+        return self.activation(self._run(x, len(self.layers) - 1)).to(x.dtype) if len(self.layers) > 1 else x
+
+    def _run(self, x: Tensor, layers: int) -> Tensor:
+        """The first layers, an activation between any two."""
+        first, *others = self.layers[:layers]
         out = first(x)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16" and _has_bfloat16(x.device)):
             for layer in others:
                 out = layer(self.activation(out))
-        return out.to(x.dtype)
+        return out
 
 
 @cache

@@ -4,22 +4,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lowrank_rl.tensor.blocks import BlockCompletion, complete_blocks
+    from lowrank_rl.tensor.bounds import cramer_rao
+    from lowrank_rl.tensor.cells import from_coordinates
     from lowrank_rl.tensor.compare import factor_match_score
     from lowrank_rl.tensor.completion import CPCompletion
     from lowrank_rl.tensor.cp import CP
     from lowrank_rl.tensor.functional import FunctionalCP
     from lowrank_rl.tensor.functional_adam import AdamConfig
-    from lowrank_rl.tensor.modes import Categorical, Neural
+    from lowrank_rl.tensor.functional_als import ALSConfig
+    from lowrank_rl.tensor.identify import Identifiability
+    from lowrank_rl.tensor.modes import Categorical, Fourier, Neural, Polynomial, Spline
     from lowrank_rl.tensor.observed import Observed
+    from lowrank_rl.tensor.pattern import Pattern
     from lowrank_rl.tensor.rank import RankChoice, choose_rank
+    from lowrank_rl.tensor.rank_bounds import lower_bound, upper_bound
+    from lowrank_rl.tensor.rank_report import RankReport
     from lowrank_rl.tensor.stream import Stream
 
-__all__ = ["CP", "AdamConfig", "CPCompletion", "Categorical", "FunctionalCP", "Neural", "Observed", "RankChoice", "Stream",
-           "choose_rank", "factor_match_score"]
+__all__ = [
+    "CP", "ALSConfig", "AdamConfig", "BlockCompletion", "CPCompletion", "Categorical", "Fourier", "FunctionalCP",
+    "Identifiability", "Neural", "Observed", "Pattern", "Polynomial", "RankChoice", "RankReport", "Spline", "Stream",
+    "choose_rank", "complete_blocks", "cramer_rao", "factor_match_score", "from_coordinates", "lower_bound", "upper_bound",
+]
 
-_HOME = {"CP": "cp", "AdamConfig": "functional_adam", "CPCompletion": "completion", "Categorical": "modes",
-         "FunctionalCP": "functional", "Neural": "modes", "Observed": "observed", "RankChoice": "rank", "Stream": "stream",
-         "choose_rank": "rank", "factor_match_score": "compare"}
+_HOME = {
+    "CP": "cp", "ALSConfig": "functional_als", "AdamConfig": "functional_adam", "BlockCompletion": "blocks",
+    "CPCompletion": "completion", "Categorical": "modes", "Fourier": "modes", "FunctionalCP": "functional",
+    "Identifiability": "identify", "Neural": "modes", "Observed": "observed", "Pattern": "pattern", "Polynomial": "modes",
+    "RankChoice": "rank", "RankReport": "rank_report", "Spline": "modes", "Stream": "stream", "choose_rank": "rank",
+    "complete_blocks": "blocks", "cramer_rao": "bounds", "factor_match_score": "compare", "from_coordinates": "cells",
+    "lower_bound": "rank_bounds", "upper_bound": "rank_bounds",
+}
 
 
 def __getattr__(name: str) -> Any:

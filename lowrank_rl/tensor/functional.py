@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from lowrank_rl import check, rng
 from lowrank_rl.tensor import io
+from lowrank_rl.tensor.bases import Expansion
 from lowrank_rl.tensor.functional_adam import AdamConfig, fit_adam
-from lowrank_rl.tensor.modes import Mode, Neural, describe, from_description
+from lowrank_rl.tensor.functional_als import ALSConfig, fit_als
+from lowrank_rl.tensor.modes import KINDS, Categorical, Mode, Neural, describe, from_description
 
 
 class FunctionalModule(nn.Module):
@@ -32,24 +34,29 @@ class FunctionalModule(nn.Module):
         self.modes = nn.ModuleList(
             mode.build(members, rank * outputs if k == output_mode else rank, generator=generator)
             for k, mode in enumerate(modes))
-        self.inputs = [mode.inputs if isinstance(mode, Neural) else 0 for mode in modes]
+        self.inputs = [0 if isinstance(mode, Categorical) else mode.inputs for mode in modes]
         for k, columns in enumerate(self.inputs):
             self.register_buffer(f"center{k}", torch.zeros(columns, dtype=torch.float64))
             self.register_buffer(f"scale{k}", torch.ones(columns, dtype=torch.float64))
         self.register_buffer("center", torch.zeros(outputs, dtype=torch.float64))   # float64, so that large offsets
         self.register_buffer("scale", torch.ones(outputs, dtype=torch.float64))     # (time stamps) lose nothing
 
+        self.register_buffer("noise", torch.ones((), dtype=torch.float64))   # variance of a scaled output's error
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the parameters."""
         return next(self.parameters()).dtype
 
-    def normalize(self, coordinates: Sequence[Tensor], target: Tensor) -> None:
-        """Learn centre and spread of the continuous coordinates and the targets (a constant column keeps spread 1)."""
+    def prepare(self, coordinates: Sequence[Tensor], target: Tensor, normalize: bool) -> None:
+        """Learn what must be known before a fit: centres and spreads (a constant column keeps spread 1), ranges, bandwidths."""
         for k, x in enumerate(coordinates):
-            if self.inputs[k]:
+            if self.inputs[k] and normalize:
                 _standardize(x, getattr(self, f"center{k}"), getattr(self, f"scale{k}"))
-        _standardize(target, self.center, self.scale)
+            if isinstance(self.modes[k], Expansion):
+                self.modes[k].basis.prepare(self.scaled(k, x).double())
+        if normalize:
+            _standardize(target, self.center, self.scale)
 
     def scaled(self, k: int, x: Tensor) -> Tensor:
         """Mode k's coordinate as its module wants it."""
@@ -93,13 +100,13 @@ class FunctionalCP:
     Arrays may be NumPy, pandas or torch; predictions come back as tensors if coordinates were tensors.
     scikit-learn's ``clone`` works; its base class is not inherited, because importing it costs a second.
     """
-    modes: Sequence[Mode]              # one Categorical or Neural per mode, at least two
+    modes: Sequence[Mode]              # Categorical, Fourier, Spline, Polynomial or Neural, at least two
     rank: int                          # R, the number of terms
     outputs: int = 1                   # D, the number of values at each coordinate
-    output_mode: int | None = None     # which mode carries the output axis; None: the first Neural one, else the last
+    output_mode: int | None = None     # which mode carries the output axis; None: the first continuous one, else the last
     members: int = 1                   # M, models that differ in start and minibatches only, trained side by side
     normalize: bool = True             # standardise continuous coordinates and targets; the shift can cost one rank
-    solver: AdamConfig = AdamConfig()  # noqa: RUF009 (frozen)
+    solver: AdamConfig | ALSConfig | None = None   # None: exact solves (ALSConfig()), or AdamConfig() if a mode is Neural
     random_state: int = 0              # seed; the same seed gives the same model on one machine
     device: str = "cpu"                # where to fit, any torch device
     verbose: bool = False              # print a line per epoch
@@ -131,13 +138,17 @@ class FunctionalCP:
         coordinates, target = self._check_entries(X, y)
         module = FunctionalModule(self.modes, self.rank, self.outputs, output_mode, self.members,
                                   generator=rng.stream(self.random_state, "functional", "init"))
-        if self.normalize:
-            module.normalize(coordinates, target)
-        target = (target - module.center) / module.scale
+        solver = self._solver()
+        if isinstance(solver, ALSConfig) and not any(isinstance(mode, Neural) for mode in self.modes):
+            module.double()
+        module.prepare(coordinates, target, self.normalize)
+        target = ((target - module.center) / module.scale).to(self.device, module.dtype)
         scaled = [module.scaled(k, x).to(self.device) for k, x in enumerate(coordinates)]
-        fit = fit_adam(module.to(self.device), scaled, target.to(self.device, module.dtype),
-                       self.solver, generator=rng.stream(self.random_state, "functional", "order"),
-                       progress=progress or (_print_epoch if self.verbose else None), checkpoint=checkpoint)
+        module.to(self.device)
+        common = {"generator": rng.stream(self.random_state, "functional", "order"),
+                  "progress": progress or (_print_epoch if self.verbose else None)}
+        fit = fit_adam(module, scaled, target, solver, checkpoint=checkpoint, **common) if isinstance(solver, AdamConfig) else \
+            fit_als(module, scaled, target, solver, **common)
         self.module_, self.history_, self.stopped_, self.n_iter_ = module, fit.history, fit.stopped, len(fit.history)
         self.fitted_params_ = self.get_params()
         return self
@@ -169,8 +180,9 @@ class FunctionalCP:
         """The fitted model as tensors and a JSON-able header, for ``tensor.io``."""
         self._check_fitted()
         params = {k: v for k, v in self.fitted_params_.items() if k not in ("modes", "solver")}
+        solver = {"kind": type(self._solver()).__name__, **asdict(self._solver())}
         header = {"params": {**params, "device": "cpu"}, "modes": [describe(mode) for mode in self.fitted_params_["modes"]],
-                  "solver": asdict(self.fitted_params_["solver"]), "history": self.history_, "stopped": self.stopped_}
+                  "solver": solver, "history": self.history_, "stopped": self.stopped_}
         return self.module_.state_dict(), header
 
     @classmethod
@@ -190,8 +202,9 @@ class FunctionalCP:
             ValueError: parts are missing or odd.
         """
         try:
-            model = cls([from_description(m) for m in header["modes"]], solver=AdamConfig(**header["solver"]),
-                        **header["params"])
+            settings = dict(header["solver"])
+            solver = {"AdamConfig": AdamConfig, "ALSConfig": ALSConfig}[settings.pop("kind", "AdamConfig")](**settings)
+            model = cls([from_description(m) for m in header["modes"]], solver=solver, **header["params"])
             module = FunctionalModule(model.modes, model.rank, model.outputs, model._check_parameters(), model.members,
                                       generator=rng.stream(0))
             module.modes.to(next(t.dtype for name, t in tensors.items() if name.startswith("modes.")))
@@ -210,19 +223,26 @@ class FunctionalCP:
             check.count(name, value)
         check.count("random_state", self.random_state, low=0)
         check.device(self.device)
-        if not isinstance(self.solver, AdamConfig):
-            raise ValueError(f"solver: expected AdamConfig(...), got {self.solver!r}")
+        if not isinstance(self.solver, AdamConfig | ALSConfig | None):
+            raise ValueError(f"solver: expected AdamConfig(...), ALSConfig(...) or None, got {self.solver!r}")
         if len(self.modes) < 2:
             raise ValueError(f"modes: expected at least 2, got {len(self.modes)}")
         for k, mode in enumerate(self.modes):
             if not isinstance(mode, Mode):
-                raise ValueError(f"modes[{k}]: expected Categorical(...) or Neural(...), got {mode!r}")
+                *others, last = KINDS
+                kinds = f"{', '.join(others)} or {last}"
+                raise ValueError(f"modes[{k}]: expected {kinds}, got {mode!r}")
         if self.output_mode is None:
-            neural = [k for k, mode in enumerate(self.modes) if isinstance(mode, Neural)]
-            return neural[0] if neural else len(self.modes) - 1
+            continuous = [k for k, mode in enumerate(self.modes) if not isinstance(mode, Categorical)]
+            return continuous[0] if continuous else len(self.modes) - 1
         if self.output_mode not in range(len(self.modes)):
             raise ValueError(f"output_mode: expected 0..{len(self.modes) - 1}, got {self.output_mode}")
         return self.output_mode
+
+    def _solver(self) -> AdamConfig | ALSConfig:
+        if self.solver is None:
+            return AdamConfig() if any(isinstance(mode, Neural) for mode in self.modes) else ALSConfig()
+        return self.solver
 
     def _check_coordinates(self, X: Sequence[Any]) -> list[Tensor]:
         modes = self.modes if not hasattr(self, "fitted_params_") else self.fitted_params_["modes"]

@@ -64,14 +64,8 @@ def fit_adam(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, c
     Raises:
         ValueError: the loss became NaN or Inf (remedy: a smaller learning rate).
     """
-    members, device = module.members, target.device
-    order = torch.randperm(len(target), generator=generator)
-    kept_out = int(config.held_out * len(target))
-    held_out, train = order[:kept_out].to(device), order[kept_out:].to(device)
-    if len(train) == 0:
-        raise ValueError(f"held_out: expected entries left to train on, got none of {len(target)}")
-    if config.patience and kept_out == 0:
-        raise ValueError(f"held_out: expected enough for patience, got {config.held_out} of {len(target)}, which is none")
+    device = target.device
+    train, held_out = split(len(target), config.held_out, config.patience, generator, device)
     optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
     keep = _Checkpoint(checkpoint, checkpoint_seconds, module, optimizer, generator,
                        _fingerprint(config, coordinates, target, module, generator) if checkpoint else "")
@@ -80,20 +74,9 @@ def fit_adam(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, c
     started = time.monotonic() - (history[-1]["seconds"] if history else 0.0)
 
     for epoch in range(len(history) + 1, config.epochs + 1):
-        rows = torch.stack([torch.randperm(len(train), generator=generator) for _ in range(members)]).to(device)
-        rows = train[rows]                                                      # (M, training entries)
-        steps = math.ceil(len(train) / config.batch)
-        total = torch.zeros((), device=device)
-        for step, batch in enumerate(rows.split(config.batch, dim=1)):
-            for group in optimizer.param_groups:
-                group["lr"] = _learning_rate(config, epoch - 1 + step / steps)
-            error = module([x[batch] for x in coordinates]) - target[batch]     # (M, batch, D)
-            loss = error.square().mean((1, 2)).sum()                            # members do not share parameters
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total += loss.detach() * batch.shape[1]
-        entry = {"epoch": epoch, "loss": float(total) / (members * len(train)),
+        loss = adam_epoch(module, optimizer, coordinates, target, config.batch, generator, train,
+                          lambda share, epoch=epoch: _learning_rate(config, epoch - 1 + share))
+        entry = {"epoch": epoch, "loss": loss,
                  "held_out": _held_out_loss(module, coordinates, target, held_out),
                  "learning_rate": _learning_rate(config, epoch - 1), "seconds": time.monotonic() - started}
         if not math.isfinite(entry["loss"] + (entry["held_out"] or 0)):
@@ -105,7 +88,7 @@ def fit_adam(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, c
             best = {name: value.clone() for name, value in module.state_dict().items()}
         if progress:
             progress(entry)
-        if config.patience and _epochs_since_best(history) >= config.patience:
+        if config.patience and since_best(history) >= config.patience:
             stopped = f"no better held-out loss for {config.patience} epochs"
             break
         keep.save(history, best)
@@ -114,6 +97,47 @@ def fit_adam(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, c
         module.load_state_dict(best)
     keep.remove()
     return Fit(module, history, stopped)
+
+
+def split(count: int, held_out: float, patience: int, generator: torch.Generator,
+          device: torch.device) -> tuple[Tensor, Tensor]:
+    """Entries to train on and entries held out, drawn at random.
+
+    Raises:
+        ValueError: nothing is left to train on, or nothing is held out although ``patience`` needs it.
+    """
+    order = torch.randperm(count, generator=generator)
+    kept_out = int(held_out * count)
+    if kept_out == count:
+        raise ValueError(f"held_out: expected entries left to train on, got none of {count}")
+    if patience and kept_out == 0:
+        raise ValueError(f"held_out: expected enough for patience, got {held_out} of {count}, which is none")
+    return order[kept_out:].to(device), order[:kept_out].to(device)
+
+
+def adam_epoch(module: nn.Module, optimizer: torch.optim.Optimizer, coordinates: Sequence[Tensor], target: Tensor,
+               batch: int, generator: torch.Generator, train: Tensor | None = None,
+               learning_rate: Callable[[float], float] | None = None) -> float:
+    """One pass over the entries ``train`` (all by default), each member in an order of its own; the mean loss on the way.
+
+    ``learning_rate`` gives the rate at each share of the epoch; the optimizer's own by default.
+    """
+    members, device = module.members, target.device
+    train = torch.arange(len(target), device=device) if train is None else train
+    rows = torch.stack([torch.randperm(len(train), generator=generator) for _ in range(members)]).to(device)
+    rows = train[rows]                                                      # (M, training entries)
+    steps = math.ceil(len(train) / batch)
+    total = torch.zeros((), device=device)
+    for step, some in enumerate(rows.split(batch, dim=1)):
+        for group in optimizer.param_groups if learning_rate else []:
+            group["lr"] = learning_rate(step / steps)
+        error = module([x[some] for x in coordinates]) - target[some]       # (M, batch, D)
+        loss = error.square().mean((1, 2)).sum()                            # members do not share parameters
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += loss.detach() * some.shape[1]
+    return float(total) / (members * len(train))
 
 
 def _learning_rate(config: AdamConfig, done: float) -> float:
@@ -136,7 +160,8 @@ def _held_out_loss(module: nn.Module, coordinates: Sequence[Tensor], target: Ten
     return total / len(rows)
 
 
-def _epochs_since_best(history: list[dict]) -> int:
+def since_best(history: list[dict]) -> int:
+    """Entries of the history after the one with the lowest held-out loss."""
     losses = [entry["held_out"] for entry in history]
     return len(losses) - 1 - losses.index(min(losses))
 

@@ -4,15 +4,20 @@ A mode turns its coordinate into a row of factors. With members M, rows B and wi
 the mode that carries the output axis), every module maps its coordinate to (M, B, W).
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
 
 from lowrank_rl import check
 from lowrank_rl.nets import ACTIVATIONS, PRECISIONS, Mlp
+from lowrank_rl.tensor.bases import Expansion, FourierBasis, PolynomialBasis, SplineBasis
 
 INITS = ("nearly_equal", "linear")
+MOST = 10_000     # features of a mode: an exact solve takes their number to the third power
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,24 @@ class Categorical:
         return Rows(members, self.size, width, self.init, generator=generator)
 
 
+class _Continuous:
+    """A mode whose coordinate is ``inputs`` numbers."""
+    inputs: int
+
+    def coordinate(self, name: str, x: Tensor) -> Tensor:
+        """The coordinate, checked, as floats (B, inputs); one input may come as (B,)."""
+        if x.ndim == 1 and self.inputs == 1:
+            x = x[:, None]
+        check.shapes(**{name: (x, "B inputs")})
+        if x.shape[1] != self.inputs:
+            raise ValueError(f"{name}: expected {self.inputs} columns for this {type(self).__name__} mode, got {x.shape[1]}")
+        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+        check.finite(name, x)
+        return x
+
+
 @dataclass(frozen=True)
-class Neural:
+class Neural(_Continuous):
     """A mode of continuous coordinates, shape (B, inputs), whose factors are a multilayer perceptron's outputs."""
     inputs: int
     hidden: tuple[int, ...] = (256,)
@@ -54,7 +75,7 @@ class Neural:
     precision: str = "full"     # "bfloat16": faster hidden layers, for deep networks on noisy or large problems
 
     def __post_init__(self) -> None:
-        if isinstance(self.hidden, int):
+        if isinstance(self.hidden, Integral):
             raise ValueError(f"Neural hidden: expected sizes such as ({self.hidden},), got {self.hidden}")
         object.__setattr__(self, "hidden", tuple(self.hidden))
         check.count("Neural inputs", self.inputs)
@@ -63,22 +84,77 @@ class Neural:
         check.known("activation", self.activation, ACTIVATIONS)
         check.known("precision", self.precision, PRECISIONS)
 
-    def coordinate(self, name: str, x: Tensor) -> Tensor:
-        """The coordinate, checked, as floats (B, inputs); one input may come as (B,)."""
-        if x.ndim == 1 and self.inputs == 1:
-            x = x[:, None]
-        check.shapes(**{name: (x, "B inputs")})
-        if x.shape[1] != self.inputs:
-            raise ValueError(f"{name}: expected {self.inputs} columns for this Neural mode, got {x.shape[1]}")
-        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-        check.finite(name, x)
-        return x
-
     def build(self, members: int, width: int, *, generator: torch.Generator) -> nn.Module:
         return Mlp(members, (self.inputs, *self.hidden, width), self.activation, self.precision, generator=generator)
 
 
-Mode = Categorical | Neural
+@dataclass(frozen=True)
+class Fourier(_Continuous):
+    """A mode of continuous coordinates, shape (B, inputs), whose factors are random Fourier series: smooth functions."""
+    inputs: int
+    features: int = 150              # waves, half of them cosines and half sines
+    bandwidth: float | None = None   # length over which the factors vary, in scaled coordinates; None: their median distance
+
+    def __post_init__(self) -> None:
+        check.count("Fourier inputs", self.inputs)
+        check.count("Fourier features", self.features, 2)
+        if self.bandwidth is not None and not (isinstance(self.bandwidth, Real) and 0 < self.bandwidth < math.inf):
+            raise ValueError(f"Fourier bandwidth: expected a number above 0, or None to take it from the data, "
+                             f"got {self.bandwidth!r}")
+
+    def build(self, members: int, width: int, *, generator: torch.Generator) -> nn.Module:
+        basis = FourierBasis(self.inputs, self.features // 2, self.bandwidth, generator=generator)
+        return Expansion(basis, members, width, generator=generator)
+
+
+@dataclass(frozen=True)
+class Spline(_Continuous):
+    """A mode of one to three continuous coordinates, shape (B, inputs), whose factors are (products of) B-splines.
+
+    The only basis that stays local: what happens at one place leaves the others alone.
+    """
+    inputs: int
+    cells: int | tuple[int, ...] = 16   # equal cells along all inputs or each, over the coordinates seen
+    degree: int = 3                     # of the pieces: 1 is piecewise linear, 3 cubic
+
+    def __post_init__(self) -> None:
+        check.count("Spline inputs", self.inputs)
+        cells = tuple(self.cells) if isinstance(self.cells, Sequence) else (self.cells,) * self.inputs
+        if len(cells) != self.inputs:
+            raise ValueError(f"Spline cells: expected one number or {self.inputs}, one per input, got {self.cells!r}")
+        for n in cells:
+            check.count("Spline cells", n)
+        object.__setattr__(self, "cells", cells)
+        check.count("Spline degree", self.degree)
+        size = math.prod(n + self.degree for n in cells)
+        if size > MOST:
+            raise ValueError(f"Spline: expected at most {MOST} features, got {size} for {cells} cells of degree "
+                             f"{self.degree}; use fewer cells, or Fourier or Polynomial for many inputs")
+
+    def build(self, members: int, width: int, *, generator: torch.Generator) -> nn.Module:
+        return Expansion(SplineBasis(self.cells, self.degree), members, width, generator=generator)
+
+
+@dataclass(frozen=True)
+class Polynomial(_Continuous):
+    """A mode of continuous coordinates, shape (B, inputs), whose factors are polynomials (products of Chebyshev's)."""
+    inputs: int
+    degree: int = 3      # the total degree at most
+
+    def __post_init__(self) -> None:
+        check.count("Polynomial inputs", self.inputs)
+        check.count("Polynomial degree", self.degree, 0)
+        size = math.comb(self.inputs + self.degree, self.degree)
+        if size > MOST:
+            raise ValueError(f"Polynomial: expected at most {MOST} features, got {size} for degree {self.degree} in "
+                             f"{self.inputs} inputs; lower the degree")
+
+    def build(self, members: int, width: int, *, generator: torch.Generator) -> nn.Module:
+        return Expansion(PolynomialBasis(self.inputs, self.degree), members, width, generator=generator)
+
+
+Mode = Categorical | Fourier | Spline | Polynomial | Neural
+KINDS = {kind.__name__: kind for kind in (Categorical, Fourier, Spline, Polynomial, Neural)}
 
 
 class Rows(nn.Module):
@@ -113,6 +189,5 @@ def describe(mode: Mode) -> dict:
 
 def from_description(values: dict) -> Mode:
     """The inverse of ``describe``."""
-    kinds = {"Categorical": Categorical, "Neural": Neural}
-    check.known("mode", values.get("kind"), kinds)
-    return kinds[values["kind"]](**{k: v for k, v in values.items() if k != "kind"})
+    check.known("mode", values.get("kind"), KINDS)
+    return KINDS[values["kind"]](**{k: v for k, v in values.items() if k != "kind"})

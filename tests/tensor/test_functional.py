@@ -109,7 +109,7 @@ def test_the_product_of_the_factors_is_the_prediction():
     (agent, state, action), y = tables(20)
     x = [torch.tensor(agent), torch.tensor(state), torch.tensor(action)]
     module = FunctionalModule([AGENTS, STATE, ACTIONS], 3, 2, 1, 2, generator=stream(3))
-    module.normalize(x, torch.tensor(y))
+    module.prepare(x, torch.tensor(y), True)
     u, v, w = (module.factor(k, x[k]) for k in range(3))
     assert (u.shape, v.shape) == ((2, 20, 3), (2, 20, 2, 3))
     product = module.center + module.scale * torch.einsum("mbr,mbdr,mbr->mbd", u, v, w)
@@ -323,7 +323,7 @@ def test_an_output_mode_can_be_chosen_and_has_a_default():
     ({"members": 0}, "members: expected a whole number >= 1, got 0"),
     ({"outputs": 0}, "outputs: expected a whole number >= 1, got 0"),
     ({"modes": [STATE]}, "modes: expected at least 2, got 1"),
-    ({"modes": [6, STATE, ACTIONS]}, r"modes\[0\]: expected Categorical\(\.\.\.\) or Neural\(\.\.\.\), got 6"),
+    ({"modes": [6, STATE, ACTIONS]}, r"modes\[0\]: expected Categorical, Fourier, Spline, Polynomial or Neural, got 6"),
     ({"output_mode": 3}, r"output_mode: expected 0\.\.2, got 3"),
     ({"output_mode": -1}, r"output_mode: expected 0\.\.2, got -1"),
 ])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lowrank_rl import check
+from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
 from lowrank_rl.rl.models.fused import WIDEST, rollout_discrete
 from lowrank_rl.rl.unroll import rollout
@@ -69,7 +70,8 @@ class PerSim:
     @torch.no_grad()
     def rollout(self, context: Tensor, state: Tensor, actions: Tensor,
                 generator: torch.Generator | None = None) -> Tensor:
-        small = len(self.module.modes[STATE].layers) == 2 and state.shape[-1] <= WIDEST
+        network = self.module.modes[STATE]
+        small = isinstance(network, Mlp) and len(network.layers) == 2 and state.shape[-1] <= WIDEST
         if self._discrete and self.module.center.device.type == "cpu" and small:
             return rollout_discrete(*self._folded(context), state, actions[..., 0])
         here = self.module.center.device
