@@ -12,7 +12,6 @@ One thread each, each measurement in a process of its own, after compilation. Pr
 # ruff: noqa: E402 (threads are counted when NumPy is imported)
 
 import contextlib
-import csv
 import multiprocessing
 import os
 import resource
@@ -26,7 +25,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMB
     os.environ[name] = "1"
 
 import numpy as np
-from tables import show, write
+from tables import done, show, write
 
 from lowrank_rl.tensor.completion import CPCompletion
 from lowrank_rl.tensor.solvers.als import ALSConfig, InMemory, solve_als
@@ -361,7 +360,7 @@ def recover(method: str, correlation: float, plenty: int) -> dict:
 
 def recovery(results: Path) -> None:
     path = results / "completion-recovery.csv"
-    rows = list(csv.DictReader(path.open())) if path.exists() else []
+    rows = done(path)
     for method in reversed(METHODS):   # the default first
         for correlation in CORRELATIONS:
             for plenty in PLENTY:

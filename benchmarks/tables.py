@@ -26,3 +26,11 @@ def write(path: Path, rows: list[dict]) -> None:
         writer.writeheader()
         writer.writerows([{**place, **row} for row in rows])
     partial.replace(path)
+
+
+def done(path: Path) -> list[dict]:
+    """The rows of a CSV that ``write`` wrote, none if there is no such file: a run that was interrupted goes on behind them."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

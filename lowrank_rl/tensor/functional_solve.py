@@ -114,7 +114,7 @@ class _Block:
         matrix = self.matrix
         if isinstance(ridge, Tensor):
             matrix = matrix + ridge * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-        factor = _cholesky(matrix)
+        factor = cholesky(matrix)
         return lambda v: self._apply(v, lambda x: torch.cholesky_solve(x, factor))
 
     def _apply(self, v: Tensor, what: Solve) -> Tensor:
@@ -129,7 +129,7 @@ class _Block:
         return what(flat).view(M, F, R, D).transpose(2, 3)
 
 
-def _cholesky(matrix: Tensor) -> Tensor:
+def cholesky(matrix: Tensor) -> Tensor:
     """Cholesky factors (M, G, n, n); those matrices that rounding left indefinite get a trace more on their diagonal."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     for trace in (1e-14, 1e-12, 1e-10, 1e-8, 1e-6, 1e-3):

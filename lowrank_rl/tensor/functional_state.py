@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lowrank_rl.nets import Mlp
 from lowrank_rl.tensor.bases import Expansion, SplineBasis
-from lowrank_rl.tensor.functional_solve import Linearized
+from lowrank_rl.tensor.functional_solve import Linearized, cholesky
 from lowrank_rl.tensor.functional_system import Dense, Features, Local, Penalty, Rows, System
 from lowrank_rl.tensor.modes import Rows as Table
 
@@ -138,7 +138,7 @@ def update_prior(state: State, k: int, normal: Tensor, noise: Tensor) -> None:
     normal (P, F, R, R) sums the entries' outer products, noise (P,) is the variance of an output's error.
     """
     penalty, rows = state.penalties[k], state.weights[k][:, :, 0]
-    spread = noise[:, None, None] * torch.linalg.pinv(normal + penalty.precision[:, None], hermitian=True).mean(1)
+    spread = noise[:, None, None] * torch.cholesky_inverse(cholesky(normal + penalty.precision[:, None])).mean(1)
     mean = rows.mean(1, keepdim=True)
     covariance = (rows - mean).mT @ (rows - mean) / rows.shape[1] + spread
     trace = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]

@@ -25,18 +25,22 @@ class Rows:
 
     def __init__(self, index: Tensor, size: int) -> None:
         self.index, self.size = index, size
+        self.present, place, counts = index.unique(return_inverse=True, return_counts=True)
+        # sums over a row's entries as a sparse product: torch's index_add_ is 20 times slower here
+        pointer, ones = torch.cat([counts.new_zeros(1), counts.cumsum(0)]), torch.ones_like(index, dtype=torch.float64)
+        self.sums = _sparse(pointer, place.argsort(stable=True), ones, (len(self.present), len(index)))
 
     def times(self, weight: Tensor) -> Tensor:
-        return weight[:, self.index]
+        return weight.index_select(1, self.index)
 
     def add_transposed(self, out: Tensor, values: Tensor) -> None:
-        out.index_add_(1, self.index, values)
+        out[:, self.present] += _columns(self.sums, values)
 
     def empty_normal(self, M: int, R: int) -> Tensor:
         return torch.zeros((M, self.size, R, R), dtype=torch.float64, device=self.index.device)
 
     def add_normal(self, out: Tensor, slope: Tensor, weighted: Tensor) -> None:
-        out.index_add_(1, self.index, weighted.mT @ slope)
+        self.add_transposed(out, weighted.mT @ slope)
 
 
 class Dense:
@@ -294,4 +298,4 @@ def _sum_outputs(values: Tensor) -> Tensor:
 def _bytes(features: Features) -> int:
     if isinstance(features, Dense):
         return features.features.nbytes
-    return features.index.nbytes if isinstance(features, Rows) else 4 * features.matrix.values().nbytes
+    return 4 * features.index.nbytes if isinstance(features, Rows) else 4 * features.matrix.values().nbytes
