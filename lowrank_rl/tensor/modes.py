@@ -124,7 +124,7 @@ class Spline(_Continuous):
             raise ValueError(f"Spline cells: expected one number or {self.inputs}, one per input, got {self.cells!r}")
         for n in cells:
             check.count("Spline cells", n)
-        object.__setattr__(self, "cells", cells)
+        object.__setattr__(self, "cells", tuple(int(n) for n in cells))
         check.count("Spline degree", self.degree)
         size = math.prod(n + self.degree for n in cells)
         if size > MOST:
