@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lowrank_rl.tensor.compare import factor_match_score
     from lowrank_rl.tensor.completion import CPCompletion
     from lowrank_rl.tensor.cp import CP
+    from lowrank_rl.tensor.foldin import NewRow, add_row, fold_in, fold_in_groups, set_row, update_row
     from lowrank_rl.tensor.functional import FunctionalCP
     from lowrank_rl.tensor.functional_adam import AdamConfig
     from lowrank_rl.tensor.functional_als import ALSConfig
@@ -24,17 +25,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CP", "ALSConfig", "AdamConfig", "BlockCompletion", "CPCompletion", "Categorical", "Fourier", "FunctionalCP",
-    "Identifiability", "Neural", "Observed", "Pattern", "Polynomial", "RankChoice", "RankReport", "Spline", "Stream",
-    "choose_rank", "complete_blocks", "cramer_rao", "factor_match_score", "from_coordinates", "lower_bound", "upper_bound",
+    "Identifiability", "Neural", "NewRow", "Observed", "Pattern", "Polynomial", "RankChoice", "RankReport", "Spline",
+    "Stream", "add_row", "choose_rank", "complete_blocks", "cramer_rao", "factor_match_score", "fold_in", "fold_in_groups",
+    "from_coordinates", "lower_bound", "set_row", "update_row", "upper_bound",
 ]
 
 _HOME = {
     "CP": "cp", "ALSConfig": "functional_als", "AdamConfig": "functional_adam", "BlockCompletion": "blocks",
     "CPCompletion": "completion", "Categorical": "modes", "Fourier": "modes", "FunctionalCP": "functional",
-    "Identifiability": "identify", "Neural": "modes", "Observed": "observed", "Pattern": "pattern", "Polynomial": "modes",
-    "RankChoice": "rank", "RankReport": "rank_report", "Spline": "modes", "Stream": "stream", "choose_rank": "rank",
-    "complete_blocks": "blocks", "cramer_rao": "bounds", "factor_match_score": "compare", "from_coordinates": "cells",
-    "lower_bound": "rank_bounds", "upper_bound": "rank_bounds",
+    "Identifiability": "identify", "Neural": "modes", "NewRow": "foldin", "Observed": "observed", "Pattern": "pattern",
+    "Polynomial": "modes", "RankChoice": "rank", "RankReport": "rank_report", "Spline": "modes", "Stream": "stream",
+    "add_row": "foldin", "choose_rank": "rank", "complete_blocks": "blocks", "cramer_rao": "bounds",
+    "factor_match_score": "compare", "fold_in": "foldin", "fold_in_groups": "foldin", "from_coordinates": "cells",
+    "lower_bound": "rank_bounds", "set_row": "foldin", "update_row": "foldin", "upper_bound": "rank_bounds",
 }
 
 

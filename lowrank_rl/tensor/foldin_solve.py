@@ -188,7 +188,7 @@ def _robust_start(prior: Prior, entries: Entries, rows: Tensor, noise: float) ->
     starts = rows.gather(1, order[:, place].expand(-1, -1, R)).unbind(1)
     starts = torch.stack([start[:, None].expand(-1, groups, -1) for start in starts])               # (STARTS, M, G, R)
     medians = torch.stack([_median(sample, sample.errors(start)) for start in starts])
-    best = medians.topk(min(GUESSES, len(medians)), 0, largest=True).indices
+    best = medians.topk(min(GUESSES, len(medians)), 0, largest=False).indices
     squares = solve(prior, entries.sums(prior, keep_all(prior, entries)), noise).row
     fits = [_concentrate(prior, entries, row, noise) for row in (squares, *_pick(starts, best))]
     medians = torch.stack([_median(entries, entries.errors(row)) for row, _ in fits])

@@ -23,6 +23,9 @@ from lowrank_rl.tensor.functional_adam import AdamConfig, fit_adam
 from lowrank_rl.tensor.functional_als import ALSConfig, fit_als
 from lowrank_rl.tensor.modes import KINDS, Categorical, Mode, Neural, describe, from_description
 
+EXACT = tuple(ALSConfig(regularization=ridge, spare=2) for ridge in (1e-6, 1e-9, 1e-4, 1e-2))   # what to choose from
+BESIDE_NETWORKS = AdamConfig(), ALSConfig(regularization=1e-2)                         # the same where a mode is Neural
+
 
 class FunctionalModule(nn.Module):
     """The sum over the rank of products of mode functions, for M members at once."""
@@ -95,8 +98,8 @@ class FunctionalCP:
     >>> model = FunctionalCP([Categorical(500), Neural(2, hidden=(256,)), Categorical(3)], rank=3, outputs=2)
     >>> model.fit((agent, state, action), delta).predict((agent, state, action))
 
-    Learned: ``module_`` (torch), ``history_`` (a dict per epoch), ``stopped_`` (why training ended), ``n_iter_``,
-    ``fitted_params_`` (the parameters as they were then).
+    Learned: ``module_`` (torch), ``solver_`` (what fitted it), ``history_`` (a dict per epoch or sweep), ``stopped_`` (why
+    training ended), ``n_iter_``, ``fitted_params_`` (the parameters as they were then).
     Arrays may be NumPy, pandas or torch; predictions come back as tensors if coordinates were tensors.
     scikit-learn's ``clone`` works; its base class is not inherited, because importing it costs a second.
     """
@@ -106,7 +109,8 @@ class FunctionalCP:
     output_mode: int | None = None     # which mode carries the output axis; None: the first continuous one, else the last
     members: int = 1                   # M, models that differ in start and minibatches only, trained side by side
     normalize: bool = True             # standardise continuous coordinates and targets; the shift can cost one rank
-    solver: AdamConfig | ALSConfig | None = None   # None: exact solves (ALSConfig()), or AdamConfig() if a mode is Neural
+    solver: AdamConfig | ALSConfig | str | None = None   # None: exact solves, their regularization by the error of a held-out
+    #                  fifth; AdamConfig() if a mode is Neural. "auto": by the same error Adam or exact solves there, too
     random_state: int = 0              # seed; the same seed gives the same model on one machine
     device: str = "cpu"                # where to fit, any torch device
     verbose: bool = False              # print a line per epoch
@@ -138,7 +142,7 @@ class FunctionalCP:
         coordinates, target = self._check_entries(X, y)
         module = FunctionalModule(self.modes, self.rank, self.outputs, output_mode, self.members,
                                   generator=rng.stream(self.random_state, "functional", "init"))
-        solver = self._solver()
+        solver = self.solver_ = self._solver(coordinates, target)
         if isinstance(solver, ALSConfig) and not any(isinstance(mode, Neural) for mode in self.modes):
             module.double()
         module.prepare(coordinates, target, self.normalize)
@@ -147,8 +151,14 @@ class FunctionalCP:
         module.to(self.device)
         common = {"generator": rng.stream(self.random_state, "functional", "order"),
                   "progress": progress or (_print_epoch if self.verbose else None)}
-        fit = fit_adam(module, scaled, target, solver, checkpoint=checkpoint, **common) if isinstance(solver, AdamConfig) else \
-            fit_als(module, scaled, target, solver, **common)
+        if isinstance(solver, AdamConfig):
+            fit = fit_adam(module, scaled, target, solver, checkpoint=checkpoint, **common)
+            module.noise.fill_(fit.history[-1]["loss"])
+        else:
+            if checkpoint:
+                raise ValueError("checkpoint: expected none beside exact solves, which take seconds to minutes, got "
+                                 f"{str(checkpoint)!r}; leave it out, or pass solver=AdamConfig(...)")
+            fit = fit_als(module, scaled, target, solver, **common)
         self.module_, self.history_, self.stopped_, self.n_iter_ = module, fit.history, fit.stopped, len(fit.history)
         self.fitted_params_ = self.get_params()
         return self
@@ -180,7 +190,7 @@ class FunctionalCP:
         """The fitted model as tensors and a JSON-able header, for ``tensor.io``."""
         self._check_fitted()
         params = {k: v for k, v in self.fitted_params_.items() if k not in ("modes", "solver")}
-        solver = {"kind": type(self._solver()).__name__, **asdict(self._solver())}
+        solver = {"kind": type(self.solver_).__name__, **asdict(self.solver_)}
         header = {"params": {**params, "device": "cpu"}, "modes": [describe(mode) for mode in self.fitted_params_["modes"]],
                   "solver": solver, "history": self.history_, "stopped": self.stopped_}
         return self.module_.state_dict(), header
@@ -207,12 +217,14 @@ class FunctionalCP:
             model = cls([from_description(m) for m in header["modes"]], solver=solver, **header["params"])
             module = FunctionalModule(model.modes, model.rank, model.outputs, model._check_parameters(), model.members,
                                       generator=rng.stream(0))
-            module.modes.to(next(t.dtype for name, t in tensors.items() if name.startswith("modes.")))
+            for name, parameter in module.named_parameters():
+                parameter.data = parameter.data.to(tensors[name].dtype)
             module.load_state_dict(tensors)
             history, stopped = header["history"], header["stopped"]
         except (KeyError, TypeError, RuntimeError, StopIteration) as error:
             raise ValueError(f"{path}: expected a whole FunctionalCP file, got one with missing or odd parts "
                              f"({error}); restore it or fit again") from error
+        model.solver_ = solver
         model.module_, model.history_, model.stopped_, model.n_iter_ = module, history, stopped, len(history)
         model.fitted_params_ = model.get_params()
         return model
@@ -223,8 +235,8 @@ class FunctionalCP:
             check.count(name, value)
         check.count("random_state", self.random_state, low=0)
         check.device(self.device)
-        if not isinstance(self.solver, AdamConfig | ALSConfig | None):
-            raise ValueError(f"solver: expected AdamConfig(...), ALSConfig(...) or None, got {self.solver!r}")
+        if not isinstance(self.solver, AdamConfig | ALSConfig | None) and self.solver != "auto":
+            raise ValueError(f"solver: expected AdamConfig(...), ALSConfig(...), 'auto' or None, got {self.solver!r}")
         if len(self.modes) < 2:
             raise ValueError(f"modes: expected at least 2, got {len(self.modes)}")
         for k, mode in enumerate(self.modes):
@@ -239,10 +251,23 @@ class FunctionalCP:
             raise ValueError(f"output_mode: expected 0..{len(self.modes) - 1}, got {self.output_mode}")
         return self.output_mode
 
-    def _solver(self) -> AdamConfig | ALSConfig:
-        if self.solver is None:
-            return AdamConfig() if any(isinstance(mode, Neural) for mode in self.modes) else ALSConfig()
-        return self.solver
+    def _solver(self, coordinates: list[Tensor], target: Tensor) -> AdamConfig | ALSConfig:
+        """The solver to fit by."""
+        if isinstance(self.solver, AdamConfig | ALSConfig):
+            return self.solver
+        networks = any(isinstance(mode, Neural) for mode in self.modes)
+        candidates = BESIDE_NETWORKS if networks else EXACT
+        if (networks and self.solver is None) or len(target) < 5:
+            return candidates[0]
+        order = torch.randperm(len(target), generator=rng.stream(self.random_state, "functional", "auto"))
+        held_out, known = order[:len(order) // 5], order[len(order) // 5:]
+        errors = []
+        for candidate in candidates:
+            trial = type(self)(**{**self.get_params(), "solver": candidate, "members": 1, "verbose": False})
+            trial.fit([x[known] for x in coordinates], target[known])
+            prediction = trial._predict([x[held_out] for x in coordinates])[0].reshape(len(held_out), -1)
+            errors.append(float((prediction.cpu() - target[held_out]).square().mean()))
+        return candidates[int(np.argmin(errors))]
 
     def _check_coordinates(self, X: Sequence[Any]) -> list[Tensor]:
         modes = self.modes if not hasattr(self, "fitted_params_") else self.fitted_params_["modes"]
@@ -296,10 +321,12 @@ def _tensor(name: str, x: Any) -> Tensor:
 
 
 def _standardize(x: Tensor, center: Tensor, scale: Tensor) -> None:
-    center.copy_(x.mean(0))
-    spread = x.std(0) if len(x) > 1 else torch.zeros_like(x[0])
-    varies = spread > 1e-12 * x.abs().amax(0)   # a constant column's spread is rounding, rarely exactly 0
-    scale.copy_(torch.where(varies, spread, torch.ones_like(spread)))
+    size = x.abs().amax(0)                       # first, so that squares of huge or tiny numbers stay numbers
+    size = torch.where(size > 0, size, torch.ones_like(size))
+    center.copy_(size * (x / size).mean(0))
+    spread = (x / size).std(0) if len(x) > 1 else torch.zeros_like(x[0])
+    varies = spread > 1e-12                      # a constant column's spread is rounding, rarely exactly 0
+    scale.copy_(torch.where(varies, size * spread, torch.ones_like(spread)))
 
 
 def _print_epoch(entry: dict) -> None:

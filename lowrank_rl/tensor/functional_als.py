@@ -53,7 +53,7 @@ class ALSConfig:
     sweeps: int = 60                 # at most; each solves every mode once
     regularization: float | tuple[float, ...] = 1e-6   # of all modes or each: its penalty's weight beside the mean error
     tol: float = 1e-3                # settled: three sweeps in a row lower the loss by less than this share
-    spare: int = 0                   # further starts; of all, the members with the lowest losses stay
+    spare: int = 0                   # further starts of each member, of which the one with the lowest loss stays
     held_out: float = 0.0            # fraction of entries kept out of the fit and scored after each sweep
     patience: int = 0                # stop after so many sweeps without a better held-out loss, keep the best; 0: never
     learning_rate: float = 1e-3      # of the hidden layers of Neural modes, whose epochs of Adam alternate with sweeps
@@ -95,13 +95,13 @@ def fit_als(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, co
     hidden = _HiddenLayers(module, fitted, known, config, generator) if any(isinstance(m, Mlp) for m in module.modes) else None
     if hidden and config.spare:
         raise ValueError(f"spare: expected 0 where a mode is Neural, got {config.spare}; raise members instead")
-    copies = module.members + config.spare
+    weight = _bootstrap(module.members, len(train), generator, target.device)
+    weight = None if weight is None else weight.repeat_interleave(1 + config.spare, 0)
     pace = _Pace(config, _with_prior(module), steps=hidden is None)
     history: list[dict] = []
     best, stopped, started = None, "reached the last sweep", time.monotonic()
     with torch.no_grad():
-        state = start(module, fitted, known, config.regularization, copies,
-                      _bootstrap(copies, len(train), generator, target.device), generator)
+        state = start(module, fitted, known, config.regularization, module.members * (1 + config.spare), weight, generator)
         solve(state, module.output_mode)
 
     for number in range(1, config.sweeps + 1):
@@ -109,7 +109,8 @@ def fit_als(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, co
             hidden.train(state, (number - 1) / config.sweeps)
         with torch.no_grad():
             step, loss = pace.improve(state, number)
-            chosen = loss.argsort()[:module.members].sort().values
+            chosen = loss.view(module.members, -1).argmin(1)
+            chosen = chosen + torch.arange(module.members, device=chosen.device) * (1 + config.spare)
             entry = {"epoch": number, "loss": float(loss[chosen].mean()) / known.numel(),
                      "held_out": scored.loss(state, chosen), "step": step, "seconds": time.monotonic() - started}
         if not math.isfinite(entry["loss"]):
@@ -157,18 +158,18 @@ class _Pace:
         normal = sweep(state)
         step, loss = "sweep", state.system.loss(state.weights)
         creeps = self._before is not None and _gain(self._before, loss) < CREEPS
-        if self.steps and creeps and number > self._wait:
+        if self.steps and creeps and (number > self._wait or self._calm >= SETTLED - 1):
             levenberg_marquardt(state)
             step, swept, loss = "sweep and Levenberg-Marquardt", loss, state.system.loss(state.weights)
             if _gain(swept, loss) < WORTH:
                 self._wait = number + AGAIN
-        rescale(state)
         total = loss
         if self.second:
             noise, total = set_aside_outliers(state)
             loss = state.system.loss(state.weights)
             for k in self.rows:
                 update_prior(state, k, normal[k], noise)
+        rescale(state)
         self._calm = self._calm + 1 if self._before is not None and _gain(self._before, loss) < self.config.tol else 0
         self._before = loss
         self.settled = self._calm >= SETTLED and (self.second or not self.rows)
@@ -195,11 +196,11 @@ class _HiddenLayers:
         state.grams.clear()
 
 
-def _bootstrap(copies: int, entries: int, generator: torch.Generator, device: torch.device) -> Tensor | None:
-    """How much each member counts each entry, (copies, B): the first all alike, the others at random with mean 1."""
-    if copies == 1:
+def _bootstrap(members: int, entries: int, generator: torch.Generator, device: torch.device) -> Tensor | None:
+    """How much each member counts each entry, (M, B): the first all alike, the others at random with mean 1."""
+    if members == 1:
         return None
-    weight = torch.empty((copies, entries), dtype=torch.float64).exponential_(generator=generator)
+    weight = torch.empty((members, entries), dtype=torch.float64).exponential_(generator=generator)
     weight[0] = 1
     return (weight / weight.mean(1, keepdim=True)).to(device)
 

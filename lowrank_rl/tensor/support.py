@@ -90,7 +90,7 @@ def _cover(x: Tensor, most: int, seed: int) -> tuple[Tensor, float]:
         chosen.append(nearest.argmax())
         nearest = torch.minimum(nearest, _distance(some, some[chosen[-1]][None]))
     centres = some[torch.stack(chosen)]
-    return centres, float(_distance(x, centres).max()) * (1 + 1e-6)      # for coordinates that come back in single precision
+    return centres, float(_distance(x, centres).max())
 
 
 def _distance(x: Tensor, centres: Tensor) -> Tensor:

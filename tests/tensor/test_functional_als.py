@@ -13,7 +13,7 @@ from numpy.polynomial import chebyshev
 from lowrank_rl.rng import numpy_stream, stream
 from lowrank_rl.tensor import AdamConfig, CPCompletion
 from lowrank_rl.tensor.functional import FunctionalCP, FunctionalModule
-from lowrank_rl.tensor.functional_als import ALSConfig
+from lowrank_rl.tensor.functional_als import ALSConfig, _bootstrap
 from lowrank_rl.tensor.functional_state import (
     TAIL,
     levenberg_marquardt,
@@ -253,7 +253,17 @@ def test_spare_starts_give_the_member_with_the_lowest_loss():
     assert errors[chosen] <= np.median(errors)
 
 
-def test_members_see_entries_weighted_at_random_but_for_the_first():
+def test_the_bootstrap_counts_entries_at_random_with_mean_one_but_for_the_first_member():
+    weight = _bootstrap(3, 20_000, stream(0), torch.device("cpu"))
+    assert (weight[0] == 1).all()
+    assert (weight > 0).all()
+    torch.testing.assert_close(weight.mean(1), torch.ones(3, dtype=torch.float64))
+    np.testing.assert_allclose(weight[1:].std(1), 1, atol=0.05)                    # exponential: Rubin's Bayesian bootstrap
+    assert abs(np.corrcoef(weight[1:])[0, 1]) < 0.05
+    assert _bootstrap(1, 5, stream(0), torch.device("cpu")) is None
+
+
+def test_members_disagree_about_as_much_as_noise_leaves_open():
     X, y, unseen = planted(40, 2, noise=0.3)
     few = ALSConfig(sweeps=40)
     three = fitted(X, y, things(40), config=few, members=3).predict_members(unseen[0])

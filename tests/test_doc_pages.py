@@ -1,0 +1,113 @@
+"""The pages of docs/tools and docs/theory: their code runs as printed, and prints what they say; links and pictures exist."""
+
+import contextlib
+import importlib.util
+import io
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+TOOLS = [page for page in sorted((DOCS / "tools").glob("*.md")) if page.stem != "README"]
+THEORY = [page for page in sorted((DOCS / "theory").glob("*.md")) if "```python" in page.read_text()]
+ALL = sorted(path for folder in ("tools", "theory") for path in (DOCS / folder).glob("*.md"))
+NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
+PICTURE = re.compile(r"savefig\(\"([^\"]+)\"")
+LONG = {"foldin"}   # pages whose first output takes more than a few seconds
+
+
+@pytest.fixture
+def pages(monkeypatch, tmp_path):
+    """The module that runs pages; pictures land in tmp_path/images."""
+    pytest.importorskip("matplotlib").use("Agg")
+    spec = importlib.util.spec_from_file_location("doc_pages", DOCS / "tools" / "patterns.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "tools").mkdir()
+    monkeypatch.chdir(tmp_path / "tools")
+    yield module
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+def same_number(a: float, b: float) -> bool:
+    """To 5%, since libraries differ in the last digits; what is infinite but for rounding need only be huge."""
+    return math.isclose(a, b, rel_tol=0.05, abs_tol=0.03) or min(a, b) > 1e9
+
+
+def assert_same(old: str, new: str) -> None:
+    assert NUMBER.sub("#", old) == NUMBER.sub("#", new)
+    for a, b in zip(NUMBER.findall(old), NUMBER.findall(new), strict=True):
+        assert same_number(float(a), float(b)), (a, b)
+
+
+def ids(paths):
+    return [path.stem for path in paths]
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem, marks=pytest.mark.slow if page.stem in LONG else ())
+                                  for page in TOOLS])
+def test_first_output_of_a_page_is_what_its_code_prints(page, pages):
+    text = page.read_text()
+    text = text[:text.index("<!--end-->") + len("<!--end-->\n")]
+    assert_same(text, pages.run(text))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TOOLS, ids=ids(TOOLS))
+def test_a_whole_page_is_what_its_code_prints(page, pages, tmp_path):
+    text = page.read_text()
+    assert_same(text, pages.run(text))
+    saved = {Path(name).name for name in PICTURE.findall(text) if "{" not in name}
+    drawn = {path.name for path in (tmp_path / "images").glob("*.png")}
+    assert saved <= drawn
+    assert {Path(name).name for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)} == drawn
+
+
+@pytest.mark.parametrize("page", THEORY, ids=ids(THEORY))
+def test_the_example_of_a_theory_page_prints_what_the_page_says(page):
+    parts = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(parts) == page.read_text().count("```python")
+    for code, printed in parts:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(code, {"__name__": "page"})
+        assert_same(printed, out.getvalue())
+
+
+@pytest.mark.parametrize("page", TOOLS, ids=ids(TOOLS))
+def test_every_page_has_its_script_and_filled_outputs(page, pages):
+    assert page.with_suffix(".py").exists()
+    assert f"python docs/tools/{page.stem}.py" in page.read_text()
+    text = page.read_text()
+    found = list(pages.PART.finditer(text))
+    assert len(found) == text.count("```python")
+    for part in found:
+        assert not part["output"] or part["output"].count("```") == 2, "an output that was never written"
+        assert part["output"] or "print(" not in re.sub(r"(?s)def .*?\n(?=\S)", "", part["code"]), part["code"]
+
+
+@pytest.mark.parametrize("page", ALL, ids=[f"{page.parent.name}/{page.stem}" for page in ALL])
+def test_links_and_pictures_exist(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith("http"):
+            assert (page.parent / target.split("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("folder", ["tools", "theory"])
+def test_the_index_names_every_page(folder):
+    index = (DOCS / folder / "README.md").read_text()
+    pages = {path.name for path in (DOCS / folder).glob("*.md")} - {"README.md"}
+    assert set(re.findall(r"\]\((\w+\.md)\)", index)) == pages
+
+
+def test_a_page_that_prints_something_else_is_noticed(pages):
+    page = "```python\nprint(3, 'terms')\n```\n\n<!--output-->\n```text\n{}\n```\n<!--end-->\n"
+    assert_same(page.format("3 terms"), pages.run(page.format("old")))
+    for wrong in ("4 terms", "3 rows"):
+        with pytest.raises(AssertionError):
+            assert_same(page.format(wrong), pages.run(page.format(wrong)))
