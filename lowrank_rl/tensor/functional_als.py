@@ -158,7 +158,7 @@ class _Pace:
         normal = sweep(state)
         step, loss = "sweep", state.system.loss(state.weights)
         creeps = self._before is not None and _gain(self._before, loss) < CREEPS
-        if self.steps and creeps and (number > self._wait or self._calm >= SETTLED - 1):
+        if self.steps and creeps and number > self._wait:
             levenberg_marquardt(state)
             step, swept, loss = "sweep and Levenberg-Marquardt", loss, state.system.loss(state.weights)
             if _gain(swept, loss) < WORTH:

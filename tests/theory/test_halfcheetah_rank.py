@@ -85,3 +85,11 @@ def test_errors_of_dimensions_add_up(tensor):
     cp = claim.near_cps(tensor, [3], 0)[0]
     parts = claim.dimension_errors(tensor, cp)
     assert np.sqrt(np.mean(parts**2)) == pytest.approx(errors(tensor, cp)[0])
+
+
+def test_a_search_that_fails_costs_nothing(tensor, monkeypatch):
+    good = claim.als
+    monkeypatch.setattr(claim, "als", lambda x, rank, rng: CP(np.zeros(rank), good(x, rank, rng).factors) if rank == 3
+                        else good(x, rank, rng))
+    two, three = claim.near_cps(tensor, (2, 3), 0)
+    assert three is two
