@@ -23,7 +23,8 @@ from lowrank_rl.tensor.functional_adam import AdamConfig, fit_adam
 from lowrank_rl.tensor.functional_als import ALSConfig, fit_als
 from lowrank_rl.tensor.modes import KINDS, Categorical, Mode, Neural, describe, from_description
 
-EXACT = tuple(ALSConfig(regularization=ridge, spare=2) for ridge in (1e-6, 1e-9, 1e-4, 1e-2))   # what to choose from
+TRIED = 12_500    # entries at most on which solvers are compared
+EXACT = tuple(ALSConfig(regularization=ridge, spare=1) for ridge in (1e-6, 1e-9, 1e-4, 1e-2))   # what to choose from
 BESIDE_NETWORKS = AdamConfig(), ALSConfig(regularization=1e-2)                         # the same where a mode is Neural
 
 
@@ -260,6 +261,7 @@ class FunctionalCP:
         if (networks and self.solver is None) or len(target) < 5:
             return candidates[0]
         order = torch.randperm(len(target), generator=rng.stream(self.random_state, "functional", "auto"))
+        order = order[:TRIED]
         held_out, known = order[:len(order) // 5], order[len(order) // 5:]
         errors = []
         for candidate in candidates:
