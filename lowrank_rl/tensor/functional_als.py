@@ -157,11 +157,11 @@ class _Pace:
             self.second, self._calm, self._wait, self._before = True, 0, number, None
         normal = sweep(state)
         step, loss = "sweep", state.system.loss(state.weights)
-        creeps = self._before is not None and _gain(self._before, loss) < CREEPS
+        creeps = self._before is not None and bool((_gain(self._before, loss) < CREEPS).any())
         if self.steps and creeps and number > self._wait:
             levenberg_marquardt(state)
             step, swept, loss = "sweep and Levenberg-Marquardt", loss, state.system.loss(state.weights)
-            if _gain(swept, loss) < WORTH:
+            if bool((_gain(swept, loss) < WORTH).all()):
                 self._wait = number + AGAIN
         total = loss
         if self.second:
@@ -170,7 +170,8 @@ class _Pace:
             for k in self.rows:
                 update_prior(state, k, normal[k], noise)
         rescale(state)
-        self._calm = self._calm + 1 if self._before is not None and _gain(self._before, loss) < self.config.tol else 0
+        calm = self._before is not None and bool((_gain(self._before, loss) < self.config.tol).all())
+        self._calm = self._calm + 1 if calm else 0
         self._before = loss
         self.settled = self._calm >= SETTLED and (self.second or not self.rows)
         return step, total
@@ -205,10 +206,9 @@ def _bootstrap(members: int, entries: int, generator: torch.Generator, device: t
     return (weight / weight.mean(1, keepdim=True)).to(device)
 
 
-def _gain(before: Tensor, after: Tensor) -> float:
-    """The share by which the members' losses fell, their geometric mean."""
-    tiny = torch.finfo(before.dtype).tiny
-    return 1 - float(((after + tiny) / (before + tiny)).log().mean().exp())
+def _gain(before: Tensor, after: Tensor) -> Tensor:
+    """The share by which each loss fell, (P,)"""
+    return 1 - after / before.clamp(min=torch.finfo(before.dtype).tiny)
 
 
 def _with_prior(module: nn.Module) -> list[int]:
