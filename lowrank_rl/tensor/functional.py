@@ -136,15 +136,19 @@ class FunctionalCP:
             checkpoint: a file in which unfinished training is kept, so that the same call resumes after a kill.
 
         Raises:
-            ValueError: shapes that disagree, NaN or Inf, an index out of range, no entries, a rank or members below 1.
+            ValueError: shapes that disagree, NaN or Inf, an index out of range, no entries, a rank or members below 1, a
+                checkpoint beside exact solves.
         """
         vars(self).pop("fitted_params_", None)
         output_mode = self._check_parameters()
         coordinates, target = self._check_entries(X, y)
         module = FunctionalModule(self.modes, self.rank, self.outputs, output_mode, self.members,
                                   generator=rng.stream(self.random_state, "functional", "init"))
+        if checkpoint and not (isinstance(self.solver, AdamConfig) or (self.solver is None and self._has_networks())):
+            raise ValueError("checkpoint: expected none beside exact solves, which take seconds to minutes, got "
+                             f"{str(checkpoint)!r}; leave it out, or pass solver=AdamConfig(...)")
         solver = self.solver_ = self._solver(coordinates, target)
-        if isinstance(solver, ALSConfig) and not any(isinstance(mode, Neural) for mode in self.modes):
+        if isinstance(solver, ALSConfig) and not self._has_networks():
             module.double()
         module.prepare(coordinates, target, self.normalize)
         target = ((target - module.center) / module.scale).to(self.device, module.dtype)
@@ -156,9 +160,6 @@ class FunctionalCP:
             fit = fit_adam(module, scaled, target, solver, checkpoint=checkpoint, **common)
             module.noise.fill_(fit.history[-1]["loss"])
         else:
-            if checkpoint:
-                raise ValueError("checkpoint: expected none beside exact solves, which take seconds to minutes, got "
-                                 f"{str(checkpoint)!r}; leave it out, or pass solver=AdamConfig(...)")
             fit = fit_als(module, scaled, target, solver, **common)
         self.module_, self.history_, self.stopped_, self.n_iter_ = module, fit.history, fit.stopped, len(fit.history)
         self.fitted_params_ = self.get_params()
@@ -220,6 +221,7 @@ class FunctionalCP:
                                       generator=rng.stream(0))
             for name, parameter in module.named_parameters():
                 parameter.data = parameter.data.to(tensors[name].dtype)
+            tensors.setdefault("noise", torch.ones((), dtype=torch.float64))   # files from before models kept it
             module.load_state_dict(tensors)
             history, stopped = header["history"], header["stopped"]
         except (KeyError, TypeError, RuntimeError, StopIteration) as error:
@@ -252,13 +254,15 @@ class FunctionalCP:
             raise ValueError(f"output_mode: expected 0..{len(self.modes) - 1}, got {self.output_mode}")
         return self.output_mode
 
+    def _has_networks(self) -> bool:
+        return any(isinstance(mode, Neural) for mode in self.modes)
+
     def _solver(self, coordinates: list[Tensor], target: Tensor) -> AdamConfig | ALSConfig:
         """The solver to fit by."""
         if isinstance(self.solver, AdamConfig | ALSConfig):
             return self.solver
-        networks = any(isinstance(mode, Neural) for mode in self.modes)
-        candidates = BESIDE_NETWORKS if networks else EXACT
-        if (networks and self.solver is None) or len(target) < 5:
+        candidates = BESIDE_NETWORKS if self._has_networks() else EXACT
+        if (self._has_networks() and self.solver is None) or len(target) < 5:
             return candidates[0]
         order = torch.randperm(len(target), generator=rng.stream(self.random_state, "functional", "auto"))
         order = order[:TRIED]

@@ -118,7 +118,7 @@ def fit_als(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, co
                              f"{config.regularization} or scale the data")
         history.append(entry)
         if config.patience and entry["held_out"] <= min(e["held_out"] for e in history):
-            best = [w.clone() for w in state.weights], chosen
+            best = [w.clone() for w in state.weights], chosen, hidden and hidden.snapshot()
         if progress:
             progress(entry)
         if config.patience and since_best(history) >= config.patience:
@@ -129,7 +129,10 @@ def fit_als(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, co
             break
 
     with torch.no_grad():
-        state.weights, chosen = best or (state.weights, chosen)
+        if best:
+            state.weights, chosen, layers = best
+            if hidden:
+                hidden.restore(layers, state)
         module.noise.fill_(float(set_aside_outliers(state)[0][chosen].mean()))
         if pace.second:
             state.system.robust = None
@@ -185,6 +188,16 @@ class _HiddenLayers:
         self.module, self.coordinates, self.target = module, coordinates, target
         self.config, self.generator = config, generator
         self.optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate, fused=True)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Everything in the networks, to come back to."""
+        return {name: value.clone() for name, value in self.module.state_dict().items()}
+
+    def restore(self, layers: dict[str, Tensor], state: State) -> None:
+        """Back to a snapshot, whose features the system then computes anew."""
+        self.module.load_state_dict(layers)
+        state.system.forget()
+        state.grams.clear()
 
     def train(self, state: State, done: float) -> None:
         """One epoch at the rate of a cosine after the share ``done``, from the weights of ``state`` and back into them."""

@@ -32,12 +32,9 @@ class State:
     damping: Tensor              # (P,) of the next Levenberg-Marquardt step
     grams: dict[int, Tensor] = field(default_factory=dict)
 
-    def penalized(self) -> Tensor:
+    def penalized(self, weights: list[Tensor]) -> Tensor:
         """What exact steps never raise: squared errors and penalties, (P,)"""
-        return self.system.loss(self.weights) + self.penalty(self.weights)
-
-    def penalty(self, weights: list[Tensor]) -> Tensor:
-        return sum(p.value(w) for p, w in zip(self.penalties, weights, strict=True))
+        return self.system.loss(weights) + sum(p.value(w) for p, w in zip(self.penalties, weights, strict=True))
 
 
 def start(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, regularization: float | tuple[float, ...],
@@ -93,13 +90,16 @@ def levenberg_marquardt(state: State) -> None:
     line = Linearized(state.system, state.weights, state.penalties, range(len(state.weights)), state.grams)
     changes = line.solve(state.damping, iterations=STEPS, tolerance=1e-2)
     new = [w + c for w, c in zip(line.weights, changes, strict=True)]
-    better = state.system.loss(new) + state.penalty(new) < line.loss
+    better = state.penalized(new) < line.loss
     state.weights = [torch.where(better.view(-1, 1, 1, 1), n, w) for n, w in zip(new, state.weights, strict=True)]
     state.damping = torch.where(better, state.damping / 5, state.damping * 8)
 
 
 def rescale(state: State) -> None:
-    """Move the terms' sizes into the mode with the outputs; the tensor stays the same, and penalties keep their meaning."""
+    """Move the terms' sizes into the mode with the outputs, so that none grows while another shrinks.
+
+    The tensor and what rows cost stay the same; what roughness costs does not, nor what the mode with the outputs costs.
+    """
     for k, w in enumerate(state.weights):
         if k == state.output_mode:
             continue
@@ -175,6 +175,7 @@ def weights_of(mode: nn.Module, outputs: int) -> Tensor:
 
 
 def store(module: nn.Module, state: State) -> None:
+    """Write the weights, one set per member, into the module."""
     for mode, weight in zip(module.modes, state.weights, strict=True):
         flat = weight.flatten(2)
         with torch.no_grad():

@@ -13,6 +13,7 @@ from numpy.polynomial import chebyshev
 from lowrank_rl.rng import numpy_stream, stream
 from lowrank_rl.tensor import AdamConfig, CPCompletion
 from lowrank_rl.tensor.functional import FunctionalCP, FunctionalModule
+from lowrank_rl.tensor.functional_adam import split
 from lowrank_rl.tensor.functional_als import ALSConfig, _bootstrap
 from lowrank_rl.tensor.functional_state import (
     TAIL,
@@ -61,15 +62,15 @@ STATES = st.builds(lambda modes, output, outputs, copies, seed: begun([*modes, T
 @given(STATES, st.floats(1e-6, 1e3))
 def test_no_step_raises_the_penalised_loss(state, damping):
     state.damping.fill_(damping)
-    before = state.penalized()
+    before = state.penalized(state.weights)
     for k in [*range(len(state.weights)), 0, 1]:
         solve(state, k)
-        after = state.penalized()
+        after = state.penalized(state.weights)
         assert (after <= before * (1 + 1e-9)).all()
         before = after
     for _ in range(3):
         levenberg_marquardt(state)
-        after = state.penalized()
+        after = state.penalized(state.weights)
         assert (after <= before).all()
         before = after
 
@@ -81,9 +82,9 @@ def test_levenberg_marquardt_steps_only_members_that_gain_and_damps_the_others_m
     state.weights = [w.clone() for w in state.weights]
     for w in state.weights:
         w[0] += 0.1                      # the others stay where nothing can be gained
-    before, weights = state.penalized(), list(state.weights)
+    before, weights = state.penalized(state.weights), list(state.weights)
     levenberg_marquardt(state)
-    gained = state.penalized() < before
+    gained = state.penalized(state.weights) < before
     assert gained[0]
     torch.testing.assert_close(state.damping, torch.where(gained, 1e-2 / 5, 1e-2 * 8).double())
     for m in (~gained).nonzero()[:, 0]:
@@ -441,3 +442,18 @@ def test_a_saved_model_predicts_the_same_bits(mode, solver, first, tmp_path):
 def test_impossible_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_early_stopping_brings_the_hidden_layers_back_too():
+    """The model that is kept scores what its best sweep scored: last layers fit the hidden layers that they were solved for."""
+    rng = np.random.default_rng(0)
+    thing, x = rng.integers(4, size=200), rng.uniform(-2, 2, 200)
+    y = np.sin(2 * x) * (1 + thing) + 0.3 * rng.standard_normal(200)
+    config = ALSConfig(sweeps=30, held_out=0.3, patience=2, learning_rate=0.03, batch=32)
+    model = FunctionalCP([Categorical(4), Neural(1, hidden=(24,))], rank=2, solver=config).fit((thing, x), y)
+    losses = [entry["held_out"] for entry in model.history_]
+    assert len(losses) == int(np.argmin(losses)) + 3, "stopped two sweeps after the best"
+    _, held_out = split(200, 0.3, 2, stream(0, "functional", "order"), torch.device("cpu"))
+    held_out = held_out.numpy()
+    error = (model.predict((thing[held_out], x[held_out])) - y[held_out]) / float(model.module_.scale)
+    assert float((error ** 2).mean()) == pytest.approx(min(losses), rel=1e-3)
