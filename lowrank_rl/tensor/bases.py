@@ -90,7 +90,10 @@ class PolynomialBasis(nn.Module):
 
 
 class SplineBasis(nn.Module):
-    """Products of B-splines on equal cells that cover the coordinates seen; beyond them they go on as straight lines.
+    """Products of B-splines on equal cells that cover the coordinates seen.
+
+    Beyond these they go on as straight lines for one cell and then keep their value: products of straight lines grow without
+    bound, and a simulator that feeds them its own predictions would run away.
 
     Each value touches (degree + 1)^inputs features only. ``roughness`` is the squared second difference of neighbouring
     coefficients along each input (P-splines: Eilers & Marx, Statistical Science 11(2), 1996), so that cells without data
@@ -124,7 +127,7 @@ class SplineBasis(nn.Module):
         power = torch.stack([t ** p for p in range(self.degree + 1)], -1)
         slope = torch.stack([p * t ** max(p - 1, 0) for p in range(self.degree + 1)], -1)
         pieces = self.pieces.to(x.dtype).T
-        value = power @ pieces + (slope @ pieces) * (place - inside)[..., None]      # (..., inputs, degree + 1)
+        value = power @ pieces + (slope @ pieces) * (place - inside).clamp(-1, 1)[..., None]      # (..., inputs, degree + 1)
         index = cell.long()[..., None] + torch.arange(self.degree + 1, device=x.device)
         all_index, all_value = index[..., 0, :], value[..., 0, :]
         for i in range(1, len(self.per_input)):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -41,9 +42,10 @@ from lowrank_rl.tensor.functional_system import System
 from lowrank_rl.tensor.modes import Rows as Table
 
 CREEPS = 0.3       # sweeps that lower the loss by less than this share call for a Levenberg-Marquardt step each,
-WORTH = 0.1        # as long as such a step gains this share; it takes as long as five to ten sweeps
+WORTH = 0.05       # as long as such a step gains this share; it takes as long as four sweeps or more
 AGAIN = 10         # sweeps after which it is tried again
 SETTLED = 3        # sweeps in a row that lower the loss by less than ``tol`` end a phase
+POLISH = 10        # sweeps that the second phase takes at most
 PRIOR_ROWS = 5     # a categorical mode of so many rows per term has enough of them to estimate a prior
 LATEST = 0.75      # share of the sweeps after which the second phase begins even if the first has not settled
 
@@ -95,89 +97,184 @@ def fit_als(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, co
     hidden = _HiddenLayers(module, fitted, known, config, generator) if any(isinstance(m, Mlp) for m in module.modes) else None
     if hidden and config.spare:
         raise ValueError(f"spare: expected 0 where a mode is Neural, got {config.spare}; raise members instead")
-    weight = _bootstrap(module.members, len(train), generator, target.device)
-    weight = None if weight is None else weight.repeat_interleave(1 + config.spare, 0)
-    pace = _Pace(config, _with_prior(module), steps=hidden is None)
+    starts = _Starts(module, fitted, known, config, hidden is not None, generator)
     history: list[dict] = []
-    best, stopped, started = None, "reached the last sweep", time.monotonic()
-    with torch.no_grad():
-        state = start(module, fitted, known, config.regularization, module.members * (1 + config.spare), weight, generator)
-        solve(state, module.output_mode)
+    best, stopped, began = None, "reached the last sweep", time.monotonic()
+
+    def record(number: int, step: str, loss: Tensor) -> Tensor:
+        """Append to the history; the starts with the lowest loss, one per member."""
+        chosen = loss.view(module.members, -1).argmin(1)
+        chosen = chosen + torch.arange(module.members, device=chosen.device) * (1 + config.spare)
+        history.append({"epoch": number, "loss": float(loss[chosen].mean()) / known.numel(),
+                        "held_out": scored.loss([w[chosen] for w in starts.weights()]), "step": step,
+                        "seconds": time.monotonic() - began})
+        if not math.isfinite(history[-1]["loss"]):
+            raise ValueError(f"sweep {number}: expected finite losses, got {history[-1]['loss']}; raise regularization above "
+                             f"{config.regularization} or scale the data")
+        return chosen
 
     for number in range(1, config.sweeps + 1):
         if hidden and number > 1:
-            hidden.train(state, (number - 1) / config.sweeps)
+            hidden.train(starts.groups[0], (number - 1) / config.sweeps)
         with torch.no_grad():
-            step, loss = pace.improve(state, number)
-            chosen = loss.view(module.members, -1).argmin(1)
-            chosen = chosen + torch.arange(module.members, device=chosen.device) * (1 + config.spare)
-            entry = {"epoch": number, "loss": float(loss[chosen].mean()) / known.numel(),
-                     "held_out": scored.loss(state, chosen), "step": step, "seconds": time.monotonic() - started}
-        if not math.isfinite(entry["loss"]):
-            raise ValueError(f"sweep {number}: expected finite losses, got {entry['loss']}; raise regularization above "
-                             f"{config.regularization} or scale the data")
-        history.append(entry)
-        if config.patience and entry["held_out"] <= min(e["held_out"] for e in history):
-            best = [w.clone() for w in state.weights], chosen, hidden and hidden.snapshot()
+            chosen = record(number, *starts.improve(number))
+        if config.patience and history[-1]["held_out"] <= min(e["held_out"] for e in history):
+            best = starts.weights(), chosen, hidden and hidden.snapshot()
         if progress:
-            progress(entry)
+            progress(history[-1])
         if config.patience and since_best(history) >= config.patience:
             stopped = f"no better held-out loss for {config.patience} sweeps"
             break
-        if pace.settled:
+        if starts.settled:
             stopped = f"settled: the last {SETTLED} sweeps lowered the loss by less than {config.tol:.2%} each"
             break
 
     with torch.no_grad():
         if best:
-            state.weights, chosen, layers = best
+            weights, chosen, layers = best
+            starts.come_back(weights)
             if hidden:
-                hidden.restore(layers, state)
-        module.noise.fill_(float(set_aside_outliers(state)[0][chosen].mean()))
-        if pace.second:
-            state.system.robust = None
-            solve(state, module.output_mode)
-            history.append({"epoch": number, "loss": float(state.system.loss(state.weights)[chosen].mean()) / known.numel(),
-                            "held_out": scored.loss(state, chosen), "step": "features from all entries alike",
-                            "seconds": time.monotonic() - started})
-        state.weights = [w[chosen] for w in state.weights]
-        store(module, state)
+                hidden.restore(layers, starts.groups[0])
+        noise = starts.noise()
+        if starts.second:
+            record(number, "features from all entries alike", starts.features_from_all_alike())
+        module.noise.fill_(float(noise[chosen].mean()))
+        store(module, [w[chosen] for w in starts.weights()])
     return Fit(module, history, stopped)
 
 
-class _Pace:
-    """When to step over all modes, when the second phase begins, when to stop: by how fast the loss falls."""
+class _Starts:
+    """The starts of all members. Those on a CPU are improved each on its own, as many side by side as torch has threads;
+    on a GPU, or beside networks, they are one batch."""
 
-    def __init__(self, config: ALSConfig, rows: list[int], steps: bool) -> None:
-        """``rows``: the modes that get a prior. ``steps``: whether to take Levenberg-Marquardt steps at all."""
-        self.config, self.rows, self.steps = config, rows, steps
-        self.second, self.settled = False, False
-        self._calm, self._wait, self._before = 0, 3, None
+    def __init__(self, module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, config: ALSConfig, networks: bool,
+                 generator: torch.Generator) -> None:
+        self.output_mode, count = module.output_mode, module.members * (1 + config.spare)
+        weight = _bootstrap(module.members, len(target), generator, target.device)
+        weight = None if weight is None else weight.repeat_interleave(1 + config.spare, 0)
+        together = networks or target.device.type != "cpu"
+        with torch.no_grad():
+            state = start(module, coordinates, target, config.regularization, count, weight, generator,
+                          at_once=count if together else 1)
+            self.groups = [state] if together else [state.part(torch.tensor([i])) for i in range(count)]
+            self._side_by_side(lambda i: solve(self.groups[i], self.output_mode), range(len(self.groups)))
+        self.paces = [_Pace(config, _with_prior(module), networks, group) for group in self.groups]
 
-    def improve(self, state: State, number: int) -> tuple[str, Tensor]:
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to do."""
+        return all(pace.settled for pace in self.paces)
+
+    @property
+    def second(self) -> bool:
+        """Whether any start is in its second phase."""
+        return any(bool(pace.second.any()) for pace in self.paces)
+
+    def improve(self, number: int) -> tuple[str, Tensor]:
         """Sweep number ``number`` and what follows it; what was done, and the sum of squared errors, (P,)"""
-        if not self.second and self.rows and (self._calm >= SETTLED or number > LATEST * self.config.sweeps):
-            self.second, self._calm, self._wait, self._before = True, 0, number, None
-        normal = sweep(state)
-        step, loss = "sweep", state.system.loss(state.weights)
-        creeps = self._before is not None and bool((_gain(self._before, loss) < CREEPS).any())
-        if self.steps and creeps and number > self._wait:
-            levenberg_marquardt(state)
-            step, swept, loss = "sweep and Levenberg-Marquardt", loss, state.system.loss(state.weights)
-            if bool((_gain(swept, loss) < WORTH).all()):
-                self._wait = number + AGAIN
+        open_ = [i for i, pace in enumerate(self.paces) if not pace.settled]
+        steps = self._side_by_side(lambda i: self.paces[i].improve(self.groups[i], number), open_)
+        return max(steps, key=len), torch.cat([pace.total for pace in self.paces])
+
+    def weights(self) -> list[Tensor]:
+        """Of each mode, (P, F, D or 1, R)"""
+        return [torch.cat(w) for w in zip(*(group.weights for group in self.groups), strict=True)]
+
+    def come_back(self, weights: list[Tensor]) -> None:
+        """Take over earlier ``weights()``."""
+        sizes = [len(group.damping) for group in self.groups]
+        for group, *mine in zip(self.groups, *(w.split(sizes) for w in weights), strict=True):
+            group.weights = mine
+
+    def noise(self) -> Tensor:
+        """The variance of an output's error but for outliers, (P,)"""
+        return torch.cat(self._side_by_side(lambda i: set_aside_outliers(self.groups[i])[0], range(len(self.groups))))
+
+    def features_from_all_alike(self) -> Tensor:
+        """Solve the mode with the outputs with no entry set aside; the sum of squared errors, (P,)"""
+        def run(i: int) -> Tensor:
+            state = self.groups[i]
+            state.system.robust = None
+            solve(state, self.output_mode)
+            return state.system.loss(state.weights)
+        return torch.cat(self._side_by_side(run, range(len(self.groups))))
+
+    def _side_by_side(self, run: Callable, which: Sequence[int]) -> list:
+        """Results of ``run(i)``, each on one thread."""
+        threads = torch.get_num_threads()
+        if len(which) == 1 or threads == 1:
+            return [run(i) for i in which]
+
+        def alone(i: int) -> object:
+            torch.set_num_threads(1)      # counts for this thread only
+            with torch.no_grad():
+                return run(i)
+        try:
+            with ThreadPoolExecutor(min(threads, len(which))) as pool:
+                return list(pool.map(alone, which))
+        finally:
+            torch.set_num_threads(threads)
+
+
+class _Pace:
+    """When to step over all modes, when the second phase begins, when to stop: of each start by how fast its loss falls."""
+
+    def __init__(self, config: ALSConfig, rows: list[int], together: bool, state: State) -> None:
+        """``rows``: the modes that get a prior. ``together``: no steps over all modes, and all starts settle at once."""
+        self.config, self.rows, self.together = config, rows, together
+        like = state.damping
+        self.second, self._polished = torch.zeros_like(like, dtype=torch.bool), torch.zeros_like(like)
+        self._settled, self._calm, self._wait = torch.zeros_like(self.second), torch.zeros_like(like), torch.full_like(like, 3)
+        self._before = torch.full_like(like, math.inf)      # the loss after the sweep before, in the same phase
+        self.total = torch.full_like(like, math.inf)        # of squared errors
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to do."""
+        return bool(self._settled.all())
+
+    def improve(self, state: State, number: int) -> str:
+        """Sweep number ``number`` and what follows it; what was done."""
+        active = (~self._settled).nonzero()[:, 0]
+        if self.rows:
+            late = number > LATEST * self.config.sweeps
+            enter = ~self._settled & ~self.second & ((self._calm >= SETTLED) | late)
+            self.second |= enter
+            self._calm[enter], self._wait[enter], self._before[enter] = 0, number + AGAIN, math.inf
+        part, second, before = state.part(active), self.second[active], self._before[active]
+        normal = sweep(part)
+        loss = part.system.loss(part.weights)
+        creeps = (_gain(before, loss) < CREEPS) & (number > self._wait[active])
+        step = "sweep"
+        if not self.together and bool(creeps.any()):
+            stuck = creeps.nonzero()[:, 0]
+            few = part.part(stuck)
+            levenberg_marquardt(few)
+            part.put(few, stuck)
+            step, swept, loss = "sweep and Levenberg-Marquardt", loss, part.system.loss(part.weights)
+            self._wait[active[creeps & (_gain(swept, loss) < WORTH)]] = number + AGAIN
         total = loss
-        if self.second:
-            noise, total = set_aside_outliers(state)
-            loss = state.system.loss(state.weights)
+        if bool(second.any()):
+            those = second.nonzero()[:, 0]
+            few = part.part(those)
+            noise, all_alike = set_aside_outliers(few)
             for k in self.rows:
-                update_prior(state, k, normal[k], noise)
-        rescale(state)
-        calm = self._before is not None and bool((_gain(self._before, loss) < self.config.tol).all())
-        self._calm = self._calm + 1 if calm else 0
-        self._before = loss
-        self.settled = self._calm >= SETTLED and (self.second or not self.rows)
-        return step, total
+                update_prior(few, k, normal[k][those], noise)
+            part.put(few, those)
+            total, loss = total.clone(), loss.clone()
+            total[those], loss[those] = all_alike, few.penalized(few.weights)
+        rescale(part)
+        state.put(part, active)
+        calm = _gain(before, loss) < self.config.tol
+        calm = calm.all().expand_as(calm) if self.together else calm
+        self._calm[active] = torch.where(calm, self._calm[active] + 1, torch.zeros_like(loss))
+        self._before[active], self.total[active] = loss, total
+        self._polished[active] += second
+        if self.rows:
+            self._settled[active] = second & ((self._calm[active] >= SETTLED) | (self._polished[active] >= POLISH))
+        else:
+            self._settled[active] = self._calm[active] >= SETTLED
+        return step
 
 
 class _HiddenLayers:
@@ -203,7 +300,7 @@ class _HiddenLayers:
         """One epoch at the rate of a cosine after the share ``done``, from the weights of ``state`` and back into them."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-        store(self.module, state)
+        store(self.module, state.weights)
         adam_epoch(self.module, self.optimizer, self.coordinates, self.target, self.config.batch, self.generator)
         state.weights = [weights_of(mode, w.shape[2]) for mode, w in zip(self.module.modes, state.weights, strict=True)]
         state.system.forget()
@@ -236,10 +333,11 @@ class _Scored:
     def __init__(self, module: nn.Module, coordinates: Sequence[Tensor], target: Tensor) -> None:
         self.module, self.coordinates, self.target = module, coordinates, target
 
-    def loss(self, state: State, chosen: Tensor) -> float | None:
-        """Mean squared error of the chosen members; None without entries."""
+    def loss(self, weights: list[Tensor]) -> float | None:
+        """Mean squared error of members with these weights; None without entries."""
         if len(self.target) == 0:
             return None
         features = [features_of(mode, x) for mode, x in zip(self.module.modes, self.coordinates, strict=True)]
-        system = System(features, self.target.double(), state.output_mode, state.weights[0][..., 0].numel())
-        return float(system.loss([w[chosen] for w in state.weights]).mean()) / self.target.numel()
+        system = System(features, self.target.double(), self.module.output_mode,
+                        self.target.shape[1] * len(weights[0]) * self.module.rank)
+        return float(system.loss(weights).mean()) / self.target.numel()

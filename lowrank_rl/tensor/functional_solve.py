@@ -32,9 +32,13 @@ class Linearized:
         self.own = [_Block(system, block, weights[k], penalties[k], k, grams)
                     for block, k in zip(self.blocks, self.subset, strict=True)]
 
-    def solve(self, damping: Tensor | None = None, *, iterations: int = 30, tolerance: float = 1e-3) -> list[Tensor]:
-        """Changes of the weights. ``damping`` (M,) adds so many times each mode's mean curvature."""
-        ridges = [0.0 if damping is None else damping.view(-1, 1, 1, 1) * own.size for own in self.own]
+    def ridges(self, damping: Tensor) -> list[Tensor]:
+        """What ``damping`` (M,) times each mode's mean curvature adds to its diagonal, (M, 1, 1, 1)."""
+        return [damping.view(-1, 1, 1, 1) * own.size for own in self.own]
+
+    def solve(self, ridges: list[Tensor] | None = None, *, iterations: int = 30, tolerance: float = 1e-3) -> list[Tensor]:
+        """Changes of the weights."""
+        ridges = [0.0] * len(self.own) if ridges is None else ridges
 
         def product(vectors: list[Tensor]) -> list[Tensor]:
             out = self.system.product(self.weights, self.subset, vectors)
@@ -109,12 +113,30 @@ class _Block:
             self.matrix = value[..., None, None] * _gram(system, k, grams)[:, None] + penalty.roughness       # (M, R, F, F)
         self.size = self.matrix.diagonal(dim1=-2, dim2=-1).flatten(1).mean(-1).view(-1, 1, 1, 1)   # its mean curvature
 
+    @property
+    def per_row(self) -> bool:
+        """Whether the matrix stands for the rows of a category, (M, F, R, R)."""
+        return self.rotation is None and self.matrix.shape[1] == self.shape[1] and self.matrix.shape[2] == self.shape[3]
+
+    def damped(self, ridge: Tensor | float) -> Tensor:
+        """The matrix with ``ridge`` (M, 1, 1, 1), or 0.0, added to its diagonal."""
+        if isinstance(ridge, float):
+            return self.matrix
+        return self.matrix + ridge * torch.eye(self.matrix.shape[-1], dtype=self.matrix.dtype, device=self.matrix.device)
+
+    def whole(self, ridge: Tensor) -> Tensor:
+        """The same in full, (M, F R, F R), of an output."""
+        matrix = self.damped(ridge)
+        if not self.per_row:
+            return matrix[:, 0]
+        M, F, R, _ = matrix.shape
+        out, row = matrix.new_zeros((M, F, R, F, R)), torch.arange(F, device=matrix.device)
+        out[:, row, :, row] = matrix.transpose(0, 1)
+        return out.view(M, F * R, F * R)
+
     def solver(self, ridge: Tensor | float) -> Solve:
         """Solves with ``ridge`` (M, 1, 1, 1), or 0.0, added to the diagonal."""
-        matrix = self.matrix
-        if isinstance(ridge, Tensor):
-            matrix = matrix + ridge * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-        factor = cholesky(matrix)
+        factor = cholesky(self.damped(ridge))
         return lambda v: self._apply(v, lambda x: torch.cholesky_solve(x, factor))
 
     def _apply(self, v: Tensor, what: Solve) -> Tensor:
@@ -123,7 +145,7 @@ class _Block:
         if self.rotation is not None:
             rotated = torch.einsum("mfdr,mrs->msfd", v, self.rotation)
             return torch.einsum("msfd,mrs->mfdr", what(rotated), self.rotation)
-        if self.matrix.shape[1] == F and self.matrix.shape[2] == R:
+        if self.per_row:
             return what(v.mT).mT
         flat = v.transpose(2, 3).reshape(M, 1, F * R, D)
         return what(flat).view(M, F, R, D).transpose(2, 3)

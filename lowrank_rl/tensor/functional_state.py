@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from lowrank_rl.nets import Mlp
 from lowrank_rl.tensor.bases import Expansion, SplineBasis
+from lowrank_rl.tensor.functional_schur import Elimination
 from lowrank_rl.tensor.functional_solve import Linearized, cholesky
 from lowrank_rl.tensor.functional_system import Dense, Features, Local, Penalty, Rows, System
 from lowrank_rl.tensor.modes import Rows as Table
 
 TAIL = 50      # degrees of freedom of the noise: only errors beyond some seven standard deviations count less
+DAMPING = 1e-12, 1e6    # its bounds, in units of a mode's mean curvature
 STEPS = 15     # conjugate gradient iterations of a Levenberg-Marquardt step
 
 
@@ -30,16 +32,39 @@ class State:
     penalties: list[Penalty]
     output_mode: int
     damping: Tensor              # (P,) of the next Levenberg-Marquardt step
+    reluctance: Tensor           # (P,) by what a step in vain multiplies it
     grams: dict[int, Tensor] = field(default_factory=dict)
+    elimination: list[Elimination | None] = field(default_factory=list)    # empty before the first such step
 
     def penalized(self, weights: list[Tensor]) -> Tensor:
         """What exact steps never raise: squared errors and penalties, (P,)"""
         return self.system.loss(weights) + sum(p.value(w) for p, w in zip(self.penalties, weights, strict=True))
 
+    def part(self, members: Tensor) -> State:
+        """Some of the members, by index, to be improved and ``put`` back."""
+        return State(self.system.part(members), [w[members] for w in self.weights], [p.part(members) for p in self.penalties],
+                     self.output_mode, self.damping[members], self.reluctance[members], self.grams, self.elimination)
+
+    def put(self, part: State, members: Tensor) -> None:
+        """Take over what has become of these members."""
+        for mine, its in zip(self.weights, part.weights, strict=True):
+            mine[members] = its
+        for mine, its in zip(self.penalties, part.penalties, strict=True):
+            if mine.roughness is None:
+                mine.mean[members], mine.precision[members] = its.mean, its.precision
+        self.damping[members], self.reluctance[members] = part.damping, part.reluctance
+        if part.system.robust is not None:
+            if self.system.robust is None:
+                self.system.robust = torch.ones((len(self.damping), len(self.system)), dtype=torch.float64,
+                                                device=self.damping.device)
+                if self.system.weight is not None:
+                    self.system.robust *= self.system.weight
+            self.system.robust[members] = part.system.robust
+
 
 def start(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, regularization: float | tuple[float, ...],
-          copies: int, weight: Tensor | None, generator: torch.Generator) -> State:
-    """The first weights and what they cost.
+          copies: int, weight: Tensor | None, generator: torch.Generator, *, at_once: int | None = None) -> State:
+    """The first weights of ``copies`` starts, of which ``at_once`` (all) will be worked on together, and their cost.
 
     Rows start at N(0, 1): exact solves need no likeness at the start, and from nearly equal rows they end in worse minima.
     Beside networks, which learn by gradients in between, the modes keep their own start.
@@ -48,7 +73,7 @@ def start(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, regu
     order = _by_cell(module, coordinates)
     features = [features_of(mode, x[order]) for mode, x in zip(module.modes, coordinates, strict=True)]
     target, weight = target[order], None if weight is None else weight[:, order]
-    system = System(features, target.double(), module.output_mode, copies * D * module.rank, weight)
+    system = System(features, target.double(), module.output_mode, (at_once or copies) * D * module.rank, weight)
     share = regularization if isinstance(regularization, tuple) else (regularization,) * len(features)
     if len(share) != len(features):
         raise ValueError(f"regularization: expected one number or {len(features)}, one per mode, got {len(share)}")
@@ -68,8 +93,8 @@ def start(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, regu
             penalties.append(Penalty(torch.zeros_like(w[:, :1]), share[k] * B / w.shape[1] * eye))
         else:
             penalties.append(Penalty(roughness=share[k] * B * _roughness(mode, w)))
-    return State(system, weights, penalties, module.output_mode, torch.full((copies,), 1e-2, dtype=torch.float64,
-                                                                            device=target.device))
+    each = torch.ones(copies, dtype=torch.float64, device=target.device)
+    return State(system, weights, penalties, module.output_mode, 1e-2 * each, 2 * each)
 
 
 def sweep(state: State) -> dict[int, Tensor]:
@@ -86,13 +111,31 @@ def solve(state: State, k: int) -> Tensor:
 
 
 def levenberg_marquardt(state: State) -> None:
-    """One step over all modes; where it does not lower the penalised loss, the weights stay and the next is damped more."""
+    """One step over all modes; where it does not lower the penalised loss, the weights stay and the next is damped more.
+
+    By how much the damping changes follows from how much of the gain that the linear model promised came true (Nielsen:
+    Damping Parameter in Marquardt's Method, IMM-REP-1999-05, Technical University of Denmark).
+    """
     line = Linearized(state.system, state.weights, state.penalties, range(len(state.weights)), state.grams)
-    changes = line.solve(state.damping, iterations=STEPS, tolerance=1e-2)
+    if not state.elimination:
+        state.elimination.append(Elimination.of(line))
+    ridges, elimination = line.ridges(state.damping), state.elimination[0]
+    if elimination and len(state.damping) > elimination.members:
+        for members in torch.arange(len(state.damping), device=state.damping.device).split(elimination.members):
+            part = state.part(members)
+            levenberg_marquardt(part)
+            state.put(part, members)
+        return
+    changes = elimination.solve(line, ridges) if elimination else line.solve(ridges, iterations=STEPS, tolerance=1e-2)
     new = [w + c for w, c in zip(line.weights, changes, strict=True)]
-    better = state.penalized(new) < line.loss
+    after = state.penalized(new)
+    better = after < line.loss
     state.weights = [torch.where(better.view(-1, 1, 1, 1), n, w) for n, w in zip(new, state.weights, strict=True)]
-    state.damping = torch.where(better, state.damping / 5, state.damping * 8)
+    promised = sum(((r * c - g) * c).sum((1, 2, 3)) for r, g, c in zip(ridges, line.gradient, changes, strict=True))
+    kept = (line.loss - after) / promised.clamp(min=torch.finfo(promised.dtype).tiny)
+    less, more = (1 - (2 * kept - 1) ** 3).clamp(min=1 / 3), state.reluctance
+    state.damping = (state.damping * torch.where(better, less, more)).clamp(DAMPING[0], DAMPING[1])
+    state.reluctance = torch.where(better, torch.full_like(more, 2), 2 * more).clamp(max=1e3)
 
 
 def rescale(state: State) -> None:
@@ -174,9 +217,9 @@ def weights_of(mode: nn.Module, outputs: int) -> Tensor:
     return weight.detach().double().unflatten(-1, (outputs, -1))
 
 
-def store(module: nn.Module, state: State) -> None:
+def store(module: nn.Module, weights: Sequence[Tensor]) -> None:
     """Write the weights, one set per member, into the module."""
-    for mode, weight in zip(module.modes, state.weights, strict=True):
+    for mode, weight in zip(module.modes, weights, strict=True):
         flat = weight.flatten(2)
         with torch.no_grad():
             if isinstance(mode, Table):

@@ -7,12 +7,14 @@ once. Weights are (M, F_k, D_k, R): D_k is the number of outputs D for the mode 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 CHUNK = 1 << 17          # numbers in the factors of the entries that are worked on at once: they stay in the cache
 CACHE = 1 << 29          # bytes of features kept between passes; beyond it they are computed anew each time
@@ -28,13 +30,16 @@ class Rows:
         self.present, place, counts = index.unique(return_inverse=True, return_counts=True)
         # sums over a row's entries as a sparse product: torch's index_add_ is 20 times slower here
         pointer, ones = torch.cat([counts.new_zeros(1), counts.cumsum(0)]), torch.ones_like(index, dtype=torch.float64)
-        self.sums = _sparse(pointer, place.argsort(stable=True), ones, (len(self.present), len(index)))
+        self.sums = sparse(pointer, place.argsort(stable=True), ones, (len(self.present), len(index)))
 
     def times(self, weight: Tensor) -> Tensor:
         return weight.index_select(1, self.index)
 
     def add_transposed(self, out: Tensor, values: Tensor) -> None:
         out[:, self.present] += _columns(self.sums, values)
+
+    def dense(self) -> Tensor:
+        return nn.functional.one_hot(self.index, self.size).double()[None]
 
     def empty_normal(self, M: int, R: int) -> Tensor:
         return torch.zeros((M, self.size, R, R), dtype=torch.float64, device=self.index.device)
@@ -79,20 +84,24 @@ class Local:
     def __init__(self, index: Tensor, value: Tensor, size: int) -> None:
         """index, value (B, S): rows whose first feature is the same share all S of them."""
         B, S = index.shape
-        device = index.device
-        pointer = torch.arange(0, B * S + 1, S, device=device)
-        self.size, self.value = size, value
-        self.matrix = _sparse(pointer, index.flatten(), value.flatten(), (B, size))
-        row = torch.arange(B, device=device).repeat_interleave(S)
-        order = index.flatten().argsort(stable=True)
-        pointer = torch.zeros(size + 1, dtype=torch.int64, device=device)
-        pointer[1:] = torch.bincount(index.flatten(), minlength=size).cumsum(0)
-        self.transposed = _sparse(pointer, row[order], value.flatten()[order], (size, B))
-        self.by_cell = index[:, 0].argsort(stable=True)
-        _cells, counts = index[:, 0].unique(return_counts=True)
-        self.ends = counts.cumsum(0).tolist()
-        first = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
-        self.cell_index = index[self.by_cell[first]]                     # (cells, S)
+        self.size, self.index, self.value = size, index, value
+        self.matrix = sparse(torch.arange(0, B * S + 1, S, device=index.device), index.flatten(), value.flatten(), (B, size))
+
+    @cached_property
+    def transposed(self) -> Tensor:
+        """Its transpose, by rows as well."""
+        B, S = self.index.shape
+        order = self.index.flatten().argsort(stable=True)
+        counts = torch.bincount(self.index.flatten(), minlength=self.size)
+        pointer = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return sparse(pointer, order // S, self.value.flatten()[order], (self.size, B))
+
+    @cached_property
+    def cells(self) -> tuple[Tensor, list[int], Tensor]:
+        """Entries ordered by cell, where each cell's end, and the features of each cell (cells, S)."""
+        by_cell = self.index[:, 0].argsort(stable=True)
+        counts = self.index[:, 0].unique(return_counts=True)[1].cumsum(0)
+        return by_cell, counts.tolist(), self.index[by_cell[counts - 1]]
 
     def times(self, weight: Tensor) -> Tensor:
         return _columns(self.matrix, weight)
@@ -112,18 +121,19 @@ class Local:
         if out.shape[-1] != self.size * R:
             out += weighted.flatten(1, 2).mT @ slope.flatten(1, 2)
             return
-        value = self.value[self.by_cell][:, :, None]                                 # (b, S, 1)
-        unknown = (self.cell_index[..., None] * R + torch.arange(R, device=out.device)).flatten(1)
+        by_cell, ends, index = self.cells
+        value = self.value[by_cell][:, :, None]                                      # (b, S, 1)
+        unknown = (index[..., None] * R + torch.arange(R, device=out.device)).flatten(1)
         for d in range(D):
-            right = (value * slope[:, self.by_cell, d, None]).flatten(2)             # (M, b, S R)
-            left = right if weighted is slope else (value * weighted[:, self.by_cell, d, None]).flatten(2)
+            right = (value * slope[:, by_cell, d, None]).flatten(2)             # (M, b, S R)
+            left = right if weighted is slope else (value * weighted[:, by_cell, d, None]).flatten(2)
             start = 0
-            for end, place in zip(self.ends, unknown, strict=True):
+            for end, place in zip(ends, unknown, strict=True):
                 out[:, place[:, None], place] += left[:, start:end].mT @ right[:, start:end]
                 start = end
 
 
-def _sparse(pointer: Tensor, index: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
+def sparse(pointer: Tensor, index: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
     """A matrix in compressed rows, without torch's word to all users that these are new to it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -162,6 +172,12 @@ class Penalty:
             return self.slope(vector)
         return torch.einsum("mfdr,mrs->mfds", vector, self.precision)
 
+    def part(self, members: Tensor) -> Penalty:
+        """Of some members."""
+        if self.roughness is not None:
+            return self
+        return Penalty(self.mean[members], self.precision[members])
+
     def rescale(self, size: Tensor) -> None:
         """The same cost for rows divided by ``size`` (M, 1, 1, R)."""
         self.mean = self.mean / size
@@ -171,6 +187,11 @@ class Penalty:
         """The cost of each member, (M,)"""
         away = weight if self.mean is None else weight - self.mean
         return (away * self.slope(weight)).sum((1, 2, 3))
+
+
+class _Kept(dict[int, list[Features]]):
+    """Features by the first entry of their chunk, shared by all parts of a system."""
+    bytes = 0
 
 
 class System:
@@ -186,8 +207,7 @@ class System:
         self.weight = None if weight is None else weight[None] if weight.ndim == 1 else weight
         self.chunk = max(512, CHUNK // numbers)
         self.robust: Tensor | None = None    # (M, B), counts instead of ``weight`` where given
-        self._kept: dict[int, list[Features]] = {}
-        self._bytes = 0
+        self._kept = _Kept()
 
     def __len__(self) -> int:
         return len(self.target)
@@ -200,14 +220,20 @@ class System:
             if found is None:
                 found = [make(rows) for make in self.features]
                 size = sum(_bytes(x) for x in found)
-                if self._bytes + size <= CACHE:
-                    self._bytes += size
+                if self._kept.bytes + size <= CACHE:
+                    self._kept.bytes += size
                     self._kept[start] = found
             yield rows, found
 
+    def part(self, members: Tensor) -> System:
+        """The same entries for some members, who share all features."""
+        part = copy.copy(self)
+        part.weight, part.robust = (None if w is None else w[members] for w in (self.weight, self.robust))
+        return part
+
     def forget(self) -> None:
         """Features have changed: compute them anew."""
-        self._kept, self._bytes = {}, 0
+        self._kept = _Kept()
 
     def errors(self, weights: Sequence[Tensor]) -> Iterator[tuple[slice, list[Features], list[Tensor], Tensor]]:
         """Chunk by chunk: (rows, features, factors of each mode (M, b, D_k, R), prediction - target (M, b, D))."""
@@ -243,7 +269,7 @@ class System:
             loss = loss + self.weighted(rows, error.square()).sum((1, 2))
             error = self.weighted(rows, error)
             for g, block, k in zip(gradient, blocks, subset, strict=True):
-                slope = self._slope(factors, k)                                   # (M, b, D or 1, R)
+                slope = self.slope(factors, k)                                   # (M, b, D or 1, R)
                 features[k].add_transposed(g, self._collect(slope * error[..., None], k))
                 features[k].add_normal(block, slope, self.weighted(rows, slope))
         return loss, gradient, blocks
@@ -254,7 +280,7 @@ class System:
         for rows, features in self.chunks():
             factors = [None if subset == [k] else f.times(w)
                        for k, (f, w) in enumerate(zip(features, weights, strict=True))]
-            slopes = [self._slope(factors, k) for k in subset]
+            slopes = [self.slope(factors, k) for k in subset]
             change = sum(_sum_terms(slope * features[k].times(v))
                          for slope, k, v in zip(slopes, subset, vectors, strict=True))
             change = self.weighted(rows, change)
@@ -262,7 +288,7 @@ class System:
                 features[k].add_transposed(total, self._collect(slope * change[..., None], k))
         return out
 
-    def _slope(self, factors: Sequence[Tensor | None], k: int) -> Tensor:
+    def slope(self, factors: Sequence[Tensor | None], k: int) -> Tensor:
         """What multiplies mode k's factors: the product of the others, (M, b, D or 1, R)."""
         product: Tensor | None = None
         for j, factor in enumerate(factors):
@@ -298,4 +324,4 @@ def _sum_outputs(values: Tensor) -> Tensor:
 def _bytes(features: Features) -> int:
     if isinstance(features, Dense):
         return features.features.nbytes
-    return 4 * features.index.nbytes if isinstance(features, Rows) else 4 * features.matrix.values().nbytes
+    return 4 * features.index.nbytes if isinstance(features, Rows) else 5 * features.index.nbytes

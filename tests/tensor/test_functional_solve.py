@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lowrank_rl.rng import stream
-from lowrank_rl.tensor import functional_system
+from lowrank_rl.tensor import functional_schur, functional_system
+from lowrank_rl.tensor.functional_schur import Elimination
 from lowrank_rl.tensor.functional_solve import Linearized, cholesky
 from lowrank_rl.tensor.functional_system import Dense, Local, Penalty, Rows, System
 
@@ -84,6 +85,15 @@ class Problem:
         return residual.numpy(), torch.cat([j.reshape(len(residual), -1) for j in jacobian], 1).numpy()
 
 
+    def damped(self, subset, m: int, damping: float) -> np.ndarray:
+        """The change that minimises the linearised loss, its normal matrix damped by each mode's mean diagonal (Levenberg)."""
+        residual, jacobian = self.linear(subset, m)
+        normal = jacobian.T @ jacobian
+        sizes = [self.weights[k][m].numel() for k in subset]
+        means = [part.mean() for part in np.split(normal.diagonal(), np.cumsum(sizes)[:-1])]
+        return np.linalg.solve(normal + damping * np.diag(np.repeat(means, sizes)), -jacobian.T @ residual)
+
+
 def flat(changes, m: int) -> np.ndarray:
     return torch.cat([c[m].flatten() for c in changes]).numpy()
 
@@ -112,14 +122,40 @@ def test_all_modes_at_once_are_solved_as_damped_least_squares(kinds, output_mode
     problem = Problem(kinds, output_mode)
     subset = list(range(len(kinds)))
     damping = torch.tensor([0.03, 2.0], dtype=torch.float64)
-    change = problem.line(subset).solve(damping, iterations=2000, tolerance=1e-11)
+    line = problem.line(subset)
+    change = line.solve(line.ridges(damping), iterations=2000, tolerance=1e-11)
     for m in range(problem.members):
-        residual, jacobian = problem.linear(subset, m)
-        normal = jacobian.T @ jacobian
-        sizes = [problem.weights[k][m].numel() for k in subset]
-        means = [part.mean() for part in np.split(normal.diagonal(), np.cumsum(sizes)[:-1])]
-        damped = normal + float(damping[m]) * np.diag(np.repeat(means, sizes))
-        np.testing.assert_allclose(flat(change, m), np.linalg.solve(damped, -jacobian.T @ residual), rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(flat(change, m), problem.damped(subset, m, float(damping[m])), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("kinds", [*mixed(2), *mixed(3), *mixed(4), ("rows", "rows", "rows"), ("rows", "rows", "local"),
+                                   ("own", "dense")])
+@pytest.mark.parametrize("output_mode", [0, 1])
+@pytest.mark.parametrize("each", [1, 2, 100])
+def test_elimination_solves_the_same_equations_at_once(kinds, output_mode, each, monkeypatch):
+    """Whatever number of rows is eliminated at a time; a row without entries is no exception."""
+    problem = Problem(kinds, output_mode, count=17)
+    subset = list(range(len(kinds)))
+    line, damping = problem.line(subset), torch.tensor([0.03, 2.0], dtype=torch.float64)
+    left = sum(w[0].numel() for w in problem.weights)
+    monkeypatch.setattr(functional_schur, "GROUP", each * R * left)
+    elimination = Elimination.of(line)
+    rows = [k for k, kind in enumerate(kinds) if kind == "rows" and k != output_mode]
+    assert elimination.mode == (max(rows) if rows else None)
+    change = elimination.solve(line, line.ridges(damping))
+    for m in range(problem.members):
+        np.testing.assert_allclose(flat(change, m), problem.damped(subset, m, float(damping[m])), rtol=1e-8, atol=1e-10)
+
+
+def test_elimination_is_left_where_it_would_take_too_much(monkeypatch):
+    line = Problem(("rows", "dense", "local")).line([0, 1, 2])
+    assert Elimination.of(line)
+    for name, value in (("LARGEST", 10), ("PAIRED", 4)):
+        with monkeypatch.context() as patch:
+            patch.setattr(functional_schur, name, value)
+            assert Elimination.of(line) is None
+    monkeypatch.setattr(functional_system, "EXACT", 0)
+    assert Elimination.of(Problem(("rows", "dense", "local")).line([0, 1, 2])) is None
 
 
 @pytest.fixture
@@ -156,7 +192,8 @@ def test_on_a_grid_the_preconditioner_is_exact(damping):
     prior = Penalty(torch.zeros(2, 1, 1, R, dtype=torch.float64), torch.eye(R, dtype=torch.float64).expand(2, R, R))
     line = Linearized(system, weights, [Penalty(roughness=torch.eye(5, dtype=torch.float64)), prior], [0], {})
     damping = None if damping is None else torch.full((2,), damping, dtype=torch.float64)
-    once, often = (line.solve(damping, iterations=n, tolerance=1e-12)[0] for n in (1, 100))
+    ridges = None if damping is None else line.ridges(damping)
+    once, often = (line.solve(ridges, iterations=n, tolerance=1e-12)[0] for n in (1, 100))
     torch.testing.assert_close(once, often)
     assert often.abs().max() > 1e-3
 
@@ -203,7 +240,9 @@ def test_zeros_everywhere_and_almost_no_penalty_give_no_nan(kinds, exact, monkey
                 setattr(penalty, name, getattr(penalty, name) * (0 if name == "mean" else 1e-300))
     for subset in ([0], [1], [2], [0, 1, 2]):
         for damping in (None, torch.ones(2, dtype=torch.float64)):
-            assert all(torch.equal(c, torch.zeros_like(c)) for c in problem.line(subset).solve(damping))
+            line = problem.line(subset)
+            changes = line.solve(None if damping is None else line.ridges(damping))
+            assert all(torch.equal(c, torch.zeros_like(c)) for c in changes)
 
 
 def test_grams_are_made_once(monkeypatch):

@@ -199,7 +199,7 @@ def test_the_posterior_knows_which_entries_are_uncertain():
 
 
 SPACES = {"mountaincar": (40, Spline(2, (8, 8)), 3, ALSConfig(tol=0.01, sweeps=8)),
-          "cartpole": (200, Polynomial(4, 3), 5, ALSConfig(regularization=1e-10, sweeps=10))}
+          "cartpole": (400, Polynomial(4, 3), 5, ALSConfig(regularization=1e-10, sweeps=10))}
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -210,7 +210,7 @@ def test_one_step_of_a_simulator_is_covered(name):
                          cases.BEHAVIOUR["random"](environment), seed=0, what="random", max_steps=150).transitions()
     order = torch.from_numpy(numpy_stream(0, "split").permutation(len(steps.agent)))
     X, y = (steps.agent[order], steps.state[order], steps.action[order, 0]), (steps.next_state - steps.state)[order]
-    train, held, new = cut(X, y, len(y) - 2500, 1000, 1500)
+    train, held, new = cut(X, y, len(y) - 5000, 2000, 3000)
     model = FunctionalCP([Categorical(agents), state_mode, Categorical(environment.actions.n)], rank=rank,
                          outputs=y.shape[1], output_mode=1, members=2, solver=solver).fit(*train)
     intervals = Intervals.fit(model, *train, *held, draws=8)
