@@ -16,8 +16,7 @@ def show(row: dict) -> None:
 
 def write(path: Path, rows: list[dict]) -> None:
     """A CSV, whole or not at all, with where and by what its rows were measured, unless they say so themselves."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    place = {"machine": f"{platform.machine()}, {platform.system()}", "numpy": np.__version__, "commit": git.stdout.strip()}
+    place = {"machine": f"{platform.machine()}, {platform.system()}", "numpy": np.__version__, "commit": _commit()}
     names = list(dict.fromkeys([name for row in rows for name in row] + list(place)))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -34,3 +33,11 @@ def done(path: Path) -> list[dict]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def _commit() -> str:
+    """The commit, marked if any file but records and pictures differs from it."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!docs/images")
+    return git("describe", "--always") + ("-dirty" if changed else "")
