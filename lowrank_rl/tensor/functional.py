@@ -136,17 +136,13 @@ class FunctionalCP:
             checkpoint: a file in which unfinished training is kept, so that the same call resumes after a kill.
 
         Raises:
-            ValueError: shapes that disagree, NaN or Inf, an index out of range, no entries, a rank or members below 1, a
-                checkpoint beside exact solves.
+            ValueError: shapes that disagree, NaN or Inf, an index out of range, no entries, a rank or members below 1.
         """
         vars(self).pop("fitted_params_", None)
         output_mode = self._check_parameters()
         coordinates, target = self._check_entries(X, y)
         module = FunctionalModule(self.modes, self.rank, self.outputs, output_mode, self.members,
                                   generator=rng.stream(self.random_state, "functional", "init"))
-        if checkpoint and not (isinstance(self.solver, AdamConfig) or (self.solver is None and self._has_networks())):
-            raise ValueError("checkpoint: expected none beside exact solves, which take seconds to minutes, got "
-                             f"{str(checkpoint)!r}; leave it out, or pass solver=AdamConfig(...)")
         solver = self.solver_ = self._solver(coordinates, target)
         if isinstance(solver, ALSConfig) and not self._has_networks():
             module.double()
@@ -160,7 +156,7 @@ class FunctionalCP:
             fit = fit_adam(module, scaled, target, solver, checkpoint=checkpoint, **common)
             module.noise.fill_(fit.history[-1]["loss"])
         else:
-            fit = fit_als(module, scaled, target, solver, **common)
+            fit = fit_als(module, scaled, target, solver, checkpoint=checkpoint, **common)
         self.module_, self.history_, self.stopped_, self.n_iter_ = module, fit.history, fit.stopped, len(fit.history)
         self.fitted_params_ = self.get_params()
         return self

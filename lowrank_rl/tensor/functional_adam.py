@@ -3,18 +3,17 @@
 The loss is the mean squared error over rows and outputs (PerSim, Algorithm 1), in standardised units.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from lowrank_rl import check
-from lowrank_rl.tensor import io
+from lowrank_rl.tensor.functional_checkpoint import EVERY, Checkpoint, fingerprint, load_moments, moments, named, part
 
 SCHEDULES = ("constant", "halve", "cosine")
 
@@ -54,7 +53,7 @@ class Fit:
 
 def fit_adam(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, config: AdamConfig, *,
              generator: torch.Generator, progress: Callable[[dict], None] | None = None,
-             checkpoint: str | Path | None = None, checkpoint_seconds: float = 20.0) -> Fit:
+             checkpoint: str | Path | None = None, checkpoint_seconds: float = EVERY) -> Fit:
     """Minimise the mean squared error of ``module(coordinates)`` against ``target`` (B, D), in place.
 
     ``coordinates``: one (B, ...) tensor per mode, already scaled, on the module's device. Minibatches come from
@@ -67,9 +66,22 @@ def fit_adam(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, c
     device = target.device
     train, held_out = split(len(target), config.held_out, config.patience, generator, device)
     optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
-    keep = _Checkpoint(checkpoint, checkpoint_seconds, module, optimizer, generator,
-                       _fingerprint(config, coordinates, target, module, generator) if checkpoint else "")
-    history, best = keep.resume()
+    keep = Checkpoint(checkpoint, checkpoint_seconds,
+                      fingerprint(config, coordinates, target, module, generator) if checkpoint else "")
+    history: list[dict] = []
+    best: dict[str, Tensor] | None = None
+    found = keep.resume()
+    if found:
+        kept, history = found
+        module.load_state_dict(part("module", kept))
+        load_moments(optimizer, part("adam", kept))
+        generator.set_state(kept["generator"])
+        best = part("best", kept) or None
+
+    def tensors() -> dict[str, Tensor]:
+        return {"generator": generator.get_state(), **named("module", module.state_dict()), **named("adam", moments(optimizer)),
+                **named("best", best)}
+
     stopped = "reached the last epoch"
     started = time.monotonic() - (history[-1]["seconds"] if history else 0.0)
 
@@ -91,7 +103,7 @@ def fit_adam(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, c
         if config.patience and since_best(history) >= config.patience:
             stopped = f"no better held-out loss for {config.patience} epochs"
             break
-        keep.save(history, best)
+        keep.save(tensors, history)
 
     if best is not None:
         module.load_state_dict(best)
@@ -164,56 +176,3 @@ def since_best(history: list[dict]) -> int:
     """Entries of the history after the one with the lowest held-out loss."""
     losses = [entry["held_out"] for entry in history]
     return len(losses) - 1 - losses.index(min(losses))
-
-
-def _fingerprint(config: AdamConfig, coordinates: Sequence[Tensor], target: Tensor, module: nn.Module,
-                 generator: torch.Generator) -> str:
-    """Changes with the settings, the data, the start or the seed: a checkpoint of another job is not taken up."""
-    digest = hashlib.blake2b(f"{asdict(config)} {module}".encode(), digest_size=16)
-    for tensor in (*coordinates, target, *module.state_dict().values(), generator.get_state()):
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-class _Checkpoint:
-    """Unfinished training in a file: parameters, Adam's moments, the generator and the history."""
-
-    def __init__(self, path: str | Path | None, every: float, module: nn.Module, optimizer: torch.optim.Adam,
-                 generator: torch.Generator, job: str) -> None:
-        self.path, self.every, self.job = Path(path) if path else None, every, job
-        self.module, self.optimizer, self.generator = module, optimizer, generator
-        self.saved = time.monotonic()
-
-    def resume(self) -> tuple[list[dict], dict[str, Tensor] | None]:
-        """History and best parameters so far; empty if there is nothing to take up."""
-        if self.path is None or not self.path.exists():
-            return [], None
-        tensors, header = io.load(self.path, "checkpoint")
-        if header["job"] != self.job:
-            return [], None
-        part = {kind: {name.split(":", 1)[1]: t for name, t in tensors.items() if name.startswith(f"{kind}:")}
-                for kind in ("module", "best", "adam")}
-        self.module.load_state_dict(part["module"])
-        self.generator.set_state(tensors["generator"])
-        state = {}
-        for name, tensor in part["adam"].items():
-            number, key = name.split(".")
-            state.setdefault(int(number), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        return header["history"], part["best"] or None
-
-    def save(self, history: list[dict], best: dict[str, Tensor] | None) -> None:
-        if self.path is None or time.monotonic() - self.saved < self.every:
-            return
-        tensors = {"generator": self.generator.get_state()}
-        tensors |= {f"module:{name}": t for name, t in self.module.state_dict().items()}
-        tensors |= {f"best:{name}": t for name, t in (best or {}).items()}
-        for number, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam:{number}.{key}": torch.as_tensor(t) for key, t in state.items()}
-        io.save(self.path, "checkpoint", tensors, {"job": self.job, "history": history})
-        self.saved = time.monotonic()
-
-    def remove(self) -> None:
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)

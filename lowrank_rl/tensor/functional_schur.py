@@ -7,6 +7,7 @@ rows' follow from x. (Bundle adjustment: Triggs, McLauchlan, Hartley, Fitzgibbon
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations, pairwise
 
 import torch
@@ -18,6 +19,7 @@ from lowrank_rl.tensor.functional_system import Dense, Features, Rows, System, s
 LARGEST = 4000       # unknowns that are left at most
 PAIRED = 100         # features at most of every mode that is left, but the largest
 GROUP = 1 << 21      # numbers that couple a group of rows to the rest
+KEPT = 1 << 19       # entries whose features in groups are kept
 BLOCK = 256          # columns of the matrix at once
 MATRICES = 1 << 26   # numbers in the dense matrices of all members
 
@@ -39,17 +41,27 @@ class Elimination:
 
     def __init__(self, line: Linearized, mode: int | None, left: list[int], members: int) -> None:
         self.mode, self.left, self.members = mode, left, members      # members: how many at once
-        self.groups: list[_Group] = []
+        self._spans: list[tuple[Tensor, slice]] = []                  # entries of some rows, in the order of their rows
+        self._kept: dict[int, _Group] = {}
         if mode is not None:
-            row = torch.cat([features[mode].index for _, features in line.system.chunks()])
+            self._row = torch.cat([features[mode].index for _, features in line.system.chunks()])
             _, N, _, R = line.weights[mode].shape
             each = max(1, GROUP // (R * sum(line.weights[k][0].numel() for k in left)))
-            order, ends = row.argsort(stable=True), torch.bincount(row, minlength=N).cumsum(0).tolist()
+            order, ends = self._row.argsort(stable=True), [0, *torch.bincount(self._row, minlength=N).cumsum(0).tolist()]
             for low in range(0, N, each):
                 high = min(low + each, N)
-                entries = order[ends[low - 1] if low else 0:ends[high - 1]]
-                if len(entries):
-                    self.groups.append(_Group(line.system, entries, row[entries] - low, slice(low, high), left))
+                if ends[high] > ends[low]:
+                    self._spans.append((order[ends[low]:ends[high]], slice(low, high)))
+
+    def _groups(self, system: System) -> Iterator[_Group]:
+        """Group by group of rows; the first ones are made once only."""
+        entries_kept = 0
+        for i, (entries, rows) in enumerate(self._spans):
+            group = self._kept.get(i) or _Group(system, entries, self._row[entries] - rows.start, rows, self.left)
+            entries_kept += len(entries)
+            if entries_kept <= KEPT:
+                self._kept[i] = group
+            yield group
 
     def solve(self, line: Linearized, ridges: list[Tensor]) -> list[Tensor]:
         """Changes of all modes' weights; ``ridges`` (M, 1, 1, 1) add to each mode's diagonal."""
@@ -112,7 +124,7 @@ class Elimination:
         factor = cholesky(line.own[E].damped(ridge))                                   # (M, N, R, R)
         eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
         inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
-        for group in self.groups:
+        for group in self._groups(system):
             factors = [f.times(w) for f, w in zip(group.features, line.weights, strict=True)]
             coupling = []
             for k in self.left:

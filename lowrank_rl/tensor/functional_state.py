@@ -40,6 +40,23 @@ class State:
         """What exact steps never raise: squared errors and penalties, (P,)"""
         return self.system.loss(weights) + sum(p.value(w) for p, w in zip(self.penalties, weights, strict=True))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All that changes from step to step."""
+        out = {"damping": self.damping, "reluctance": self.reluctance, **{f"weight{k}": w for k, w in enumerate(self.weights)}}
+        for k, penalty in enumerate(self.penalties):
+            if penalty.roughness is None:
+                out |= {f"mean{k}": penalty.mean, f"precision{k}": penalty.precision}
+        return out if self.system.robust is None else {**out, "robust": self.system.robust}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of ``tensors``."""
+        tensors = {name: value.to(self.damping.device) for name, value in tensors.items()}
+        self.damping, self.reluctance, self.system.robust = (tensors.get(n) for n in ("damping", "reluctance", "robust"))
+        self.weights = [tensors[f"weight{k}"] for k in range(len(self.weights))]
+        for k, penalty in enumerate(self.penalties):
+            if penalty.roughness is None:
+                penalty.mean, penalty.precision = tensors[f"mean{k}"], tensors[f"precision{k}"]
+
     def part(self, members: Tensor) -> State:
         """Some of the members, by index, to be improved and ``put`` back."""
         return State(self.system.part(members), [w[members] for w in self.weights], [p.part(members) for p in self.penalties],

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from lowrank_rl.rng import stream
 from lowrank_rl.tensor.functional import FunctionalCP, FunctionalModule
-from lowrank_rl.tensor.functional_als import PRIOR_ROWS, ALSConfig
+from lowrank_rl.tensor.functional_als import ALSConfig
 from lowrank_rl.tensor.functional_solve import Linearized
+from lowrank_rl.tensor.functional_starts import with_prior
 from lowrank_rl.tensor.functional_state import State, features_of, start, update_prior, weights_of
 from lowrank_rl.tensor.functional_system import Features, Penalty, System
-from lowrank_rl.tensor.modes import Rows as Table
 
 ITERATIONS, TOLERANCE = 100, 1e-2     # of the conjugate gradients; 1e-4 moves deviations by 0.1%, far from the data by 5%
 PRIOR_STEPS = 10                      # of expectation maximisation, for the spread of a mode's rows
@@ -82,11 +82,10 @@ def _at_the_fit(model: FunctionalCP, coordinates: Sequence[Tensor], noise: Tenso
     target = noise.new_zeros((len(coordinates[0]), module.outputs))
     state = start(module, coordinates, target, share, module.members, None, generator)
     state.weights = [weights_of(mode, module.outputs if k == module.output_mode else 1) for k, mode in enumerate(module.modes)]
-    for k, mode in enumerate(module.modes):
-        if isinstance(mode, Table) and k != module.output_mode and mode.table.shape[1] >= PRIOR_ROWS * module.rank:
-            _loss, _gradient, (normal,) = state.system.linearize(state.weights, [k])
-            for _ in range(PRIOR_STEPS):
-                update_prior(state, k, normal, noise.mean().expand(module.members))
+    for k in with_prior(module):
+        _loss, _gradient, (normal,) = state.system.linearize(state.weights, [k])
+        for _ in range(PRIOR_STEPS):
+            update_prior(state, k, normal, noise.mean().expand(module.members))
     return state
 
 

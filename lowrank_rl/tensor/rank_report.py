@@ -1,7 +1,8 @@
 """What can be said about the rank of a tensor, in one call and in words.
 
 Complete tensors: multilinear ranks, a lower and an upper bound of the CP rank with their evidence, whether the terms are
-unique, and the error over rank. Tensors with holes: which rank predicts held-out entries best.
+unique, and the error over rank. Tensors with holes: which rank predicts held-out entries best, and what the pattern of
+observed entries determines at that rank.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from lowrank_rl.tensor.cp import CP
 from lowrank_rl.tensor.epsilon_rank import EpsilonRank, epsilon_rank
+from lowrank_rl.tensor.identify import Identifiability, identify
 from lowrank_rl.tensor.jennrich import Jennrich, jennrich
 from lowrank_rl.tensor.observed import Observed
 from lowrank_rl.tensor.rank import RankChoice, choose_rank
@@ -26,7 +28,7 @@ LONGEST = 8    # ranks in the curve of errors, unless ranks are given
 
 @dataclass(frozen=True, eq=False)
 class RankReport:
-    """All findings; ``print(report)`` tells them. Of a tensor with holes ``choice`` is known, of a complete one the rest."""
+    """All findings; ``print(report)`` tells them. With holes, ``choice`` and ``determined`` are known, without the rest."""
 
     shape: tuple[int, ...]
     names: tuple[str, ...]               # of the modes
@@ -38,6 +40,7 @@ class RankReport:
     uniqueness: Uniqueness | None        # of the upper bound's terms; None at rank 0
     curve: EpsilonRank | None            # error over rank, of one sample: this tensor
     choice: RankChoice | None            # for a tensor with holes
+    determined: Identifiability | None   # what the pattern determines at the chosen rank, for a tensor with holes
     density: float                       # share of entries that were observed
 
     @property
@@ -60,7 +63,9 @@ class RankReport:
             head = f"Rank report: {sizes} tensor, {self.density:.1%} of its entries observed"
             lines = ["", f"Held-out entries speak for rank {self.choice.chosen} (rule: {self.choice.rule}).", "",
                      self.choice.table(), "",
-                     "Bounds of the rank need all entries; this is which rank predicts, not which rank the tensor has."]
+                     "Bounds of the rank need all entries; this is which rank predicts, not which rank the tensor has.", "",
+                     "What the pattern determines at that rank, whatever the values",
+                     *(f"  {line}" for line in self.determined.explain(self.names).splitlines())]
             return "\n".join([head, *lines])
         given = "exact to rounding" if self.sigma is None else f"with noise of standard deviation {self.sigma:.3g}"
         lines = [f"Rank report: {sizes} tensor, entries {given}", "", self._verdict(), "", "Unfoldings"]
@@ -132,7 +137,8 @@ def rank_report(tensor: Any, *, sigma: float | str | None = None, cp: CP | None 
         if sigma is not None or cp is not None:
             raise ValueError("sigma and cp: expected neither with an Observed that has holes, got one; leave it out")
         choice = choose_rank(tensor, range(1, LONGEST + 1) if ranks is None else [*ranks], seed=seed)
-        return RankReport(shape, names, None, (), None, None, None, None, None, choice, tensor.density)
+        return RankReport(shape, names, None, (), None, None, None, None, None, choice,
+                          identify(tensor, choice.chosen, seed=seed), tensor.density)
     if isinstance(sigma, str):
         if sigma != "estimate":
             raise ValueError(f'sigma: expected a standard deviation, "estimate" or None, got {sigma!r}')
@@ -145,4 +151,4 @@ def rank_report(tensor: Any, *, sigma: float | str | None = None, cp: CP | None 
     unique = None if upper.cp is None or loose else uniqueness(upper.cp)
     listed = [*range(1, min(upper.rank + 1, LONGEST) + 1)] if ranks is None else [*ranks]
     curve = epsilon_rank(lambda rng: array, listed, samples=1, relative=True, seed=seed) if listed and array.any() else None
-    return RankReport(shape, names, sigma, found, lower, upper, diagonal, unique, curve, None, 1.0)
+    return RankReport(shape, names, sigma, found, lower, upper, diagonal, unique, curve, None, None, 1.0)

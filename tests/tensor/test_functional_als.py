@@ -14,7 +14,8 @@ from lowrank_rl.rng import numpy_stream, stream
 from lowrank_rl.tensor import AdamConfig, CPCompletion
 from lowrank_rl.tensor.functional import FunctionalCP, FunctionalModule
 from lowrank_rl.tensor.functional_adam import split
-from lowrank_rl.tensor.functional_als import ALSConfig, _bootstrap
+from lowrank_rl.tensor.functional_als import ALSConfig, fit_als
+from lowrank_rl.tensor.functional_starts import _bootstrap
 from lowrank_rl.tensor.functional_state import (
     TAIL,
     levenberg_marquardt,
@@ -470,3 +471,55 @@ def test_early_stopping_brings_the_hidden_layers_back_too():
     held_out = held_out.numpy()
     error = (model.predict((thing[held_out], x[held_out])) - y[held_out]) / float(model.module_.scale)
     assert float((error ** 2).mean()) == pytest.approx(min(losses), rel=1e-3)
+
+
+# Interrupted and resumed
+
+LONG_FITS = {
+    "two phases": ([Categorical(20), Spline(1, 5), ACTION], ALSConfig(sweeps=12, tol=0.5, spare=1), 2),
+    "steps": ([TABLE, CONTINUOUS["polynomial"], ACTION], ALSConfig(sweeps=9, tol=0), 1),
+    "networks": ([TABLE, Neural(1, hidden=(8,)), ACTION], ALSConfig(sweeps=9, tol=0), 2),
+    "networks and early stopping": ([TABLE, Neural(1, hidden=(8,)), ACTION],
+                                    ALSConfig(sweeps=12, tol=0, held_out=0.2, patience=5, learning_rate=0.05), 1)}
+
+
+def run(name: str, **options) -> torch.Tensor:
+    """All bits of a fit of a planted tensor, and its losses."""
+    modes, config, members = LONG_FITS[name]
+    x = [torch.from_numpy(one).float() if one.dtype == float else torch.from_numpy(one) for one in coordinates(modes, 300)]
+    draw = stream(1, "long")
+    target = torch.cos(3 * x[1]) * torch.randn(20, generator=draw)[x[0], None] + 0.1 * torch.randn((300, 1), generator=draw)
+    module = FunctionalModule(modes, 2, 1, 1, members, generator=stream(0))
+    if not any(isinstance(mode, Neural) for mode in modes):
+        module, x, target = module.double(), [one.double() if one.is_floating_point() else one for one in x], target.double()
+    module.prepare(x, target, normalize=False)
+    fit = fit_als(module, x, target, config, generator=stream(2), checkpoint_seconds=0, **options)
+    return torch.cat([*(p.flatten() for p in module.state_dict().values()), torch.tensor([e["loss"] for e in fit.history])])
+
+
+@pytest.mark.parametrize("name", LONG_FITS)
+def test_a_killed_fit_goes_on_to_the_same_bits(name, tmp_path):
+    def kill(at: int):
+        def progress(entry: dict) -> None:
+            if entry["epoch"] == at:
+                raise KeyboardInterrupt
+        return progress
+    whole = run(name)
+    for at in (3, 6, 7):
+        with pytest.raises(KeyboardInterrupt):
+            run(name, checkpoint=tmp_path / "fit", progress=kill(at))
+    epochs = []
+    assert torch.equal(run(name, checkpoint=tmp_path / "fit", progress=lambda entry: epochs.append(entry["epoch"])), whole)
+    assert epochs[0] == 7
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fit_of_other_data_starts_anew(tmp_path):
+    def stop(entry: dict) -> None:
+        if entry["epoch"] == 4:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        run("steps", checkpoint=tmp_path / "fit", progress=stop)
+    epochs = []
+    run("two phases", checkpoint=tmp_path / "fit", progress=lambda entry: epochs.append(entry["epoch"]))
+    assert epochs[0] == 1

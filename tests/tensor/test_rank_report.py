@@ -91,6 +91,15 @@ def test_holes_are_judged_by_held_out_entries():
     assert (report.rank, report.lower, report.upper, report.unfoldings) == (None, None, None, ())
     assert report.text.startswith("Rank report: 12 x 10 x 8 tensor, 5")
     assert "Held-out entries speak for rank 2" in report.text
+    assert (report.determined.rank, report.determined.everything) == (2, True)
+    assert "960 of 960 entries are locally identifiable" in report.text
+    mask[3] = False                # a row without entries
+    mask[4] = False
+    mask[4, 0, 0] = True           # one with a single one
+    with pytest.warns(UserWarning, match="the only ones of their row"):
+        report = rank_report(Observed.from_dense(tensor, mask), ranks=[1, 2], seed=0)
+    assert "mode 0: row 3 without any entry" in report.text
+    assert "row 4 determines 1 of its 2 numbers" in report.text
     assert plot_rank_report(report).axes
     full = rank_report(Observed.from_dense(tensor), seed=0)
     assert full.rank == 2

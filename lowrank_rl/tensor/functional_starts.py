@@ -1,0 +1,120 @@
+"""The starts of an exact fit, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_rl.tensor.functional_checkpoint import named, part
+from lowrank_rl.tensor.functional_pace import Pace
+from lowrank_rl.tensor.functional_state import set_aside_outliers, solve, start
+from lowrank_rl.tensor.modes import Rows as Table
+
+PRIOR_ROWS = 5     # a categorical mode of so many rows per term has enough of them to estimate a prior
+
+
+class Starts:
+    """The starts of all members. Those on a CPU are improved each on its own, as many side by side as torch has threads;
+    on a GPU, or beside networks, they are one batch."""
+
+    def __init__(self, module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, generator: torch.Generator, *,
+                 regularization: float | tuple[float, ...], sweeps: int, tol: float, spare: int, networks: bool) -> None:
+        self.output_mode, count = module.output_mode, module.members * (1 + spare)
+        weight = _bootstrap(module.members, len(target), generator, target.device)
+        weight = None if weight is None else weight.repeat_interleave(1 + spare, 0)
+        together = networks or target.device.type != "cpu"
+        with torch.no_grad():
+            state = start(module, coordinates, target, regularization, count, weight, generator,
+                          at_once=count if together else 1)
+            self.groups = [state] if together else [state.part(torch.tensor([i])) for i in range(count)]
+            self._side_by_side(lambda i: solve(self.groups[i], self.output_mode), range(len(self.groups)))
+        self.paces = [Pace(sweeps, tol, with_prior(module), networks, group) for group in self.groups]
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to do."""
+        return all(pace.settled for pace in self.paces)
+
+    @property
+    def second(self) -> bool:
+        """Whether any start is in its second phase."""
+        return any(bool(pace.second.any()) for pace in self.paces)
+
+    def improve(self, number: int) -> tuple[str, Tensor]:
+        """Sweep number ``number`` and what follows it; what was done, and the sum of squared errors, (P,)"""
+        open_ = [i for i, pace in enumerate(self.paces) if not pace.settled]
+        steps = self._side_by_side(lambda i: self.paces[i].improve(self.groups[i], number), open_)
+        return max(steps, key=len), self.losses()
+
+    def losses(self) -> Tensor:
+        """The sum of squared errors after the last sweep, (P,)"""
+        return torch.cat([pace.total for pace in self.paces])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is in progress."""
+        return {f"{i}.{name}": value for i, (group, pace) in enumerate(zip(self.groups, self.paces, strict=True))
+                for name, value in {**named("state", group.tensors()), **named("pace", pace.tensors())}.items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of ``tensors``."""
+        for i, (group, pace) in enumerate(zip(self.groups, self.paces, strict=True)):
+            mine = {name.split(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{i}.")}
+            group.load(part("state", mine))
+            pace.load(part("pace", mine))
+
+    def weights(self) -> list[Tensor]:
+        """Of each mode, (P, F, D or 1, R)"""
+        return [torch.cat(w) for w in zip(*(group.weights for group in self.groups), strict=True)]
+
+    def come_back(self, weights: list[Tensor]) -> None:
+        """Take over earlier ``weights()``."""
+        sizes = [len(group.damping) for group in self.groups]
+        for group, *mine in zip(self.groups, *(w.split(sizes) for w in weights), strict=True):
+            group.weights = mine
+
+    def noise(self) -> Tensor:
+        """The variance of an output's error but for outliers, (P,)"""
+        return torch.cat(self._side_by_side(lambda i: set_aside_outliers(self.groups[i])[0], range(len(self.groups))))
+
+    def features_from_all_alike(self) -> Tensor:
+        """Solve the mode with the outputs with no entry set aside; the sum of squared errors, (P,)"""
+        def run(i: int) -> Tensor:
+            state = self.groups[i]
+            state.system.robust = None
+            solve(state, self.output_mode)
+            return state.system.loss(state.weights)
+        return torch.cat(self._side_by_side(run, range(len(self.groups))))
+
+    def _side_by_side(self, run: Callable, which: Sequence[int]) -> list:
+        """Results of ``run(i)``, each on one thread."""
+        threads = torch.get_num_threads()
+        if len(which) == 1 or threads == 1:
+            return [run(i) for i in which]
+
+        def alone(i: int) -> object:
+            torch.set_num_threads(1)      # counts for this thread only
+            with torch.no_grad():
+                return run(i)
+        try:
+            with ThreadPoolExecutor(min(threads, len(which))) as pool:
+                return list(pool.map(alone, which))
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _bootstrap(members: int, entries: int, generator: torch.Generator, device: torch.device) -> Tensor | None:
+    """How much each member counts each entry, (M, B): the first all alike, the others at random with mean 1."""
+    if members == 1:
+        return None
+    weight = torch.empty((members, entries), dtype=torch.float64).exponential_(generator=generator)
+    weight[0] = 1
+    return (weight / weight.mean(1, keepdim=True)).to(device)
+
+
+def with_prior(module: nn.Module) -> list[int]:
+    """The modes whose rows get a prior."""
+    return [k for k, mode in enumerate(module.modes) if isinstance(mode, Table) and k != module.output_mode
+            and mode.table.shape[1] >= PRIOR_ROWS * module.rank]
