@@ -128,7 +128,7 @@ class SplineBasis(nn.Module):
         slope = torch.stack([p * t ** max(p - 1, 0) for p in range(self.degree + 1)], -1)
         pieces = self.pieces.to(x.dtype).T
         value = power @ pieces + (slope @ pieces) * (place - inside).clamp(-1, 1)[..., None]      # (..., inputs, degree + 1)
-        index = cell.long()[..., None] + torch.arange(self.degree + 1, device=x.device)
+        index = cell.nan_to_num().long()[..., None] + torch.arange(self.degree + 1, device=x.device)
         all_index, all_value = index[..., 0, :], value[..., 0, :]
         for i in range(1, len(self.per_input)):
             all_index = (all_index[..., :, None] * self.per_input[i] + index[..., i, None, :]).flatten(-2)

@@ -17,10 +17,19 @@ from lowrank_rl import check
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
 from lowrank_rl.rl.models.fused import WIDEST, rollout_discrete
+from lowrank_rl.rl.models.fused_basis import fusible, rollout_basis
 from lowrank_rl.rl.unroll import rollout
-from lowrank_rl.tensor import AdamConfig, Categorical, FunctionalCP, Neural, io
+from lowrank_rl.tensor import AdamConfig, ALSConfig, Categorical, FunctionalCP, Neural, Polynomial, Spline, io
+from lowrank_rl.tensor.bases import Expansion
 
 AGENT, STATE, ACTION = 0, 1, 2     # the modes
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Factors of the state that are linear in their weights, instead of a network, and how they are solved for."""
+    state: Spline | Polynomial
+    solver: ALSConfig = ALSConfig()              # noqa: RUF009 (frozen)
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,7 @@ class PerSimConfig:
     normalize: bool = True                       # the paper: HalfCheetah only
     precision: str = "full"                      # of hidden layers; "bfloat16" is faster where they are deep
     adam: AdamConfig = AdamConfig()              # noqa: RUF009 (frozen)
+    exact: Exact | None = None                   # for discrete actions: no networks, no gradients
 
 
 class PerSim:
@@ -71,15 +81,24 @@ class PerSim:
     def rollout(self, context: Tensor, state: Tensor, actions: Tensor,
                 generator: torch.Generator | None = None) -> Tensor:
         network = self.module.modes[STATE]
-        small = isinstance(network, Mlp) and len(network.layers) == 2 and state.shape[-1] <= WIDEST
-        if self._discrete and self.module.center.device.type == "cpu" and small:
-            return rollout_discrete(*self._folded(context), state, actions[..., 0])
+        if self._discrete and self.module.center.device.type == "cpu":
+            if isinstance(network, Mlp) and len(network.layers) == 2 and state.shape[-1] <= WIDEST:
+                return rollout_discrete(*self._folded(context), state, actions[..., 0])
+            if isinstance(network, Expansion) and fusible(network.basis):
+                module, shape = self.module, (self.module.outputs, self.module.rank)
+                weight = torch.einsum("mfdr,mbar->mbafd", network.weight.unflatten(-1, shape), self._mixed(context))
+                return rollout_basis(network.basis, module.center1, module.scale1, weight * module.scale, module.center, state,
+                                     actions[..., 0])
         here = self.module.center.device
         return rollout(self, context, state.to(here), actions.to(here)).to(state.device)
 
     @property
     def _discrete(self) -> bool:
         return isinstance(self.cp.modes[ACTION], Categorical)
+
+    def _mixed(self, context: Tensor) -> Tensor:
+        """Agents' rows times each action's, (M, B, actions, R)."""
+        return context[:, :, None] * self.module.modes[ACTION].rows()[:, None]
 
     def _folded(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One agent's simulator without the rank: agent and action rows and all scales folded into two layers.
@@ -90,7 +109,7 @@ class PerSim:
         center, scale = module.center1, module.scale1
         weight = first.weight / scale[:, None]
         bias = first.bias[:, 0] - center @ weight
-        mixed = context[:, :, None] * module.modes[ACTION].rows()[:, None]     # (M, B, actions, R)
+        mixed = self._mixed(context)
         shape = (module.outputs, module.rank)
         out_weight = torch.einsum("mkdr,mbar->mbadk", last.weight.unflatten(-1, shape), mixed) * module.scale[:, None]
         out_bias = torch.einsum("mdr,mbar->mbad", last.bias[:, 0].unflatten(-1, shape), mixed) * module.scale
@@ -116,7 +135,7 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
 
     Raises:
         ValueError: shapes that disagree, NaN or Inf, an agent out of range or without a transition, an action outside
-            the bounds.
+            the bounds, exact solves with continuous actions.
     """
     check.count("agents", agents)
     data = Transitions(*(torch.as_tensor(x) for x in (data.agent, data.state, data.action, data.next_state)))
@@ -130,13 +149,15 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
     if missing:
         raise ValueError(f"agents: expected data of each of {agents} agents, got none of {len(missing)} "
                          f"(first: {missing[0]}); drop them and number the others 0..{agents - len(missing) - 1}")
+    if config.exact and not isinstance(actions, Discrete):
+        raise ValueError("exact: expected None where actions are continuous, got exact solves; use networks and adam")
     D = data.state.shape[1]
     action_mode = Categorical(actions.n, init=config.init) if isinstance(actions, Discrete) else \
         Neural(actions.size, hidden=config.action_hidden, precision=config.precision)
-    cp = FunctionalCP([Categorical(agents, init=config.init),
-                       Neural(D, hidden=config.state_hidden, precision=config.precision), action_mode],
-                      rank=config.rank, outputs=D, output_mode=STATE, members=config.members,
-                      normalize=config.normalize, solver=config.adam, random_state=seed, device=device)
+    state_mode = config.exact.state if config.exact else Neural(D, hidden=config.state_hidden, precision=config.precision)
+    cp = FunctionalCP([Categorical(agents, init=config.init), state_mode, action_mode], rank=config.rank, outputs=D,
+                      output_mode=STATE, members=config.members, normalize=config.normalize,
+                      solver=config.exact.solver if config.exact else config.adam, random_state=seed, device=device)
     action = data.action[:, 0] if isinstance(actions, Discrete) else data.action
     agent = data.agent if personal else torch.zeros_like(data.agent)
     cp.fit((agent, data.state, action), data.next_state - data.state, progress=progress, checkpoint=checkpoint)

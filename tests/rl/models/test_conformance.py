@@ -9,11 +9,11 @@ import torch
 from lowrank_rl.rl.contracts import Box, Discrete, DynamicsModel, EpisodeView, Transitions
 from lowrank_rl.rl.envs import cartpole, mountaincar
 from lowrank_rl.rl.models.ensemble_mean import EnsembleMean
-from lowrank_rl.rl.models.persim import PerSimConfig, fit_persim
+from lowrank_rl.rl.models.persim import Exact, PerSimConfig, fit_persim
 from lowrank_rl.rl.models.true_env import TrueEnv
 from lowrank_rl.rl.unroll import rollout
 from lowrank_rl.rng import stream
-from lowrank_rl.tensor import AdamConfig
+from lowrank_rl.tensor import AdamConfig, ALSConfig, Polynomial, Spline
 
 AGENTS = 5
 B, C, H = 6, 3, 4
@@ -27,7 +27,7 @@ class Case:
     close: float = 1e-12       # how well two ways to the same number agree
 
 
-def persim(actions, dims, personal, hidden=(8,)):
+def persim(actions, dims, personal, hidden=(8,), exact=None):
     draw = stream(0, "conformance", dims)
     count = 200
     agent = torch.arange(count) % AGENTS
@@ -35,7 +35,8 @@ def persim(actions, dims, personal, hidden=(8,)):
     action = actions.sample((count,), generator=draw)
     change = 0.3 * (1 + agent[:, None]) * state.sin() + action.double().sum(1, keepdim=True)
     data = Transitions(agent, state, action, state + 0.1 * change)
-    config = PerSimConfig(rank=3, members=3, state_hidden=hidden, action_hidden=(8,), adam=AdamConfig(epochs=3, batch=20))
+    config = PerSimConfig(rank=3, members=3, state_hidden=hidden, action_hidden=(8,), adam=AdamConfig(epochs=3, batch=20),
+                          exact=exact and Exact(exact, ALSConfig(sweeps=3)))
     return Case(fit_persim(data, AGENTS, actions, config, seed=0, personal=personal), actions, state[:B], 2e-5)
 
 
@@ -59,6 +60,10 @@ CASES = {
     "persim-discrete": lambda: persim(Discrete(3), 2, True),
     "persim-discrete-deep": lambda: persim(Discrete(3), 2, True, hidden=(8, 8)),
     "persim-discrete-wide-state": lambda: persim(Discrete(3), 6, True),     # more dimensions than the fused loop holds
+    "persim-discrete-spline": lambda: persim(Discrete(3), 2, True, exact=Spline(2, (4, 3))),
+    "persim-discrete-polynomial": lambda: persim(Discrete(3), 3, True, exact=Polynomial(3, 2)),
+    "persim-discrete-spline-of-three": lambda: persim(Discrete(3), 3, True, exact=Spline(3, 2)),    # no fused loop for so many
+    "pooled-discrete-spline": lambda: persim(Discrete(3), 2, False, exact=Spline(2, 4)),
     "persim-continuous": lambda: persim(Box(-1.0, 1.0, 2), 3, True),
     "pooled-discrete": lambda: persim(Discrete(3), 2, False),
     "pooled-continuous": lambda: persim(Box(-1.0, 1.0, 2), 3, False),

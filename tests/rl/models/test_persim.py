@@ -10,13 +10,14 @@ import torch
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
 from lowrank_rl.rl.data import agents, collect
 from lowrank_rl.rl.envs import mountaincar
-from lowrank_rl.rl.models.persim import ACTION, AGENT, STATE, PerSim, PerSimConfig, fit_persim
+from lowrank_rl.rl.models.persim import ACTION, AGENT, STATE, Exact, PerSim, PerSimConfig, fit_persim
 from lowrank_rl.rl.policies.uniform import Uniform
 from lowrank_rl.rng import stream
-from lowrank_rl.tensor import AdamConfig, Categorical, FunctionalCP, Neural
+from lowrank_rl.tensor import AdamConfig, ALSConfig, Categorical, FunctionalCP, Neural, Polynomial
 
 CAR = mountaincar.ENVIRONMENT
 SMALL = PerSimConfig(rank=4, members=2, state_hidden=(7,), action_hidden=(5,), adam=AdamConfig(epochs=2, batch=16))
+EXACT = PerSimConfig(rank=3, members=1, exact=Exact(Polynomial(2, 6), ALSConfig(tol=0.01, sweeps=20)))
 DISCRETE, BOX = Discrete(3), Box(-1.0, 1.0, 2)
 
 
@@ -209,6 +210,29 @@ def test_what_is_no_simulator_is_refused(tmp_path):
 
 
 # ---- refusals
+
+
+def test_exact_simulators_know_their_gravity():
+    """From the same data, without networks: gravity is linear in the rows."""
+    model = fit_persim(logged(0), 30, CAR.actions, EXACT, seed=0)
+    assert isinstance(model.cp.solver_, ALSConfig)
+    rows = np.column_stack([model.rows[0].numpy(), np.ones(30)])
+    gravity = agents(CAR, 30, seed=0)[:, 0].numpy()
+    residual = gravity - rows @ np.linalg.lstsq(rows, gravity, rcond=None)[0]
+    assert 1 - residual.var() / gravity.var() > 0.97
+    assert max(unexplained(model, logged(1))) < 0.02
+
+
+def test_exact_solves_need_discrete_actions():
+    with pytest.raises(ValueError, match="exact: expected None where actions are continuous"):
+        fit(actions=BOX, config=replace(SMALL, exact=EXACT.exact))
+
+
+def test_an_exact_simulator_comes_back(tmp_path):
+    model = fit(config=replace(SMALL, exact=EXACT.exact))
+    model.save(tmp_path / "model")
+    again, steps = PerSim.load(tmp_path / "model"), data()
+    assert torch.equal(predict(again, steps), predict(model, steps))
 
 
 def test_an_agent_without_data_is_refused():
