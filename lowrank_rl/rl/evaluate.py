@@ -92,7 +92,7 @@ def _summarize(number: int, agent: np.ndarray, error: np.ndarray, true: np.ndarr
         raise ValueError(f"agent {number}: expected finite predictions, got NaN or Inf in {lost} of {len(mine)} episodes; "
                          "train longer or check the model's data")
     error, true, live = error[mine], np.where(live[mine][..., None], true[mine], np.nan), live[mine]
-    square = np.where(live, np.square(error).mean(-1), np.nan)
+    square = np.where(live, np.square(np.where(live[..., None], error, 0)).mean(-1), np.nan)
     rmse = np.sqrt(np.nanmean(square, axis=1))
     r2 = [r2_score(t[ok], t[ok] + e[ok], multioutput="variance_weighted")
           for t, e, ok in zip(true, error, live, strict=True)]

@@ -13,7 +13,6 @@ CREEPS = 0.3       # sweeps that lower the loss by less than this share call for
 WORTH = 0.05       # as long as such a step gains this share; it takes as long as four sweeps or more
 AGAIN = 10         # sweeps after which it is tried again
 SETTLED = 3        # sweeps in a row that lower the loss by less than ``tol`` end a phase
-POLISH = 10        # sweeps that the second phase takes at most
 LATEST = 0.75      # share of the sweeps after which the second phase begins even if the first has not settled
 
 
@@ -24,7 +23,7 @@ class Pace:
         """``rows``: the modes that get a prior. ``together``: no steps over all modes, and all starts settle at once."""
         self.sweeps, self.tol, self.rows, self.together = sweeps, tol, rows, together
         like = state.damping
-        self.second, self._polished = torch.zeros_like(like, dtype=torch.bool), torch.zeros_like(like)
+        self.second = torch.zeros_like(like, dtype=torch.bool)
         self._settled, self._calm, self._wait = torch.zeros_like(self.second), torch.zeros_like(like), torch.full_like(like, 3)
         self._before = torch.full_like(like, math.inf)      # the loss after the sweep before, in the same phase
         self.total = torch.full_like(like, math.inf)        # of squared errors
@@ -78,11 +77,7 @@ class Pace:
         calm = calm.all().expand_as(calm) if self.together else calm
         self._calm[active] = torch.where(calm, self._calm[active] + 1, torch.zeros_like(loss))
         self._before[active], self.total[active] = loss, total
-        self._polished[active] += second
-        if self.rows:
-            self._settled[active] = second & ((self._calm[active] >= SETTLED) | (self._polished[active] >= POLISH))
-        else:
-            self._settled[active] = self._calm[active] >= SETTLED
+        self._settled[active] = (self._calm[active] >= SETTLED) & (second if self.rows else True)
         return step
 
 

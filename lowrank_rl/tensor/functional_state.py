@@ -205,8 +205,8 @@ def update_prior(state: State, k: int, normal: Tensor, noise: Tensor) -> None:
     covariance = (rows - mean).mT @ (rows - mean) / rows.shape[1] + spread
     trace = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     eye = torch.eye(rows.shape[-1], dtype=rows.dtype, device=rows.device)
-    state.penalties[k] = Penalty(mean[:, :, None],
-                                 noise[:, None, None] * torch.linalg.inv(covariance + (1e-10 * trace + 1e-300) * eye))
+    factor = cholesky((covariance + (1e-10 * trace + 1e-300) * eye)[:, None])[:, 0]
+    state.penalties[k] = Penalty(mean[:, :, None], noise[:, None, None] * torch.cholesky_inverse(factor))
 
 
 def features_of(mode: nn.Module, x: Tensor) -> Callable[[slice], Features]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from lowrank_rl.rng import stream
 from lowrank_rl.tensor.functional import FunctionalCP, FunctionalModule
 from lowrank_rl.tensor.functional_als import ALSConfig
-from lowrank_rl.tensor.functional_solve import Linearized
+from lowrank_rl.tensor.functional_solve import Linearized, cholesky
 from lowrank_rl.tensor.functional_starts import with_prior
 from lowrank_rl.tensor.functional_state import State, features_of, start, update_prior, weights_of
 from lowrank_rl.tensor.functional_system import Features, Penalty, System
@@ -106,7 +106,7 @@ def _root(penalty: Penalty) -> Callable[[Tensor], Tensor]:
     if penalty.roughness is not None:
         lower = torch.linalg.cholesky(penalty.roughness)
         return lambda v: torch.einsum("fg,mgdr->mfdr", lower, v)
-    lower = torch.linalg.cholesky(penalty.precision)
+    lower = cholesky(penalty.precision[:, None])[:, 0]
     return lambda v: torch.einsum("mrs,mfds->mfdr", lower, v)
 
 
