@@ -13,6 +13,7 @@ CREEPS = 0.3       # sweeps that lower the loss by less than this share call for
 WORTH = 0.05       # as long as such a step gains this share; it takes as long as four sweeps or more
 AGAIN = 10         # sweeps after which it is tried again
 SETTLED = 3        # sweeps in a row that lower the loss by less than ``tol`` end a phase
+POLISHED = 3       # times ``tol`` does so in the second phase, where only rows change, and not much
 LATEST = 0.75      # share of the sweeps after which the second phase begins even if the first has not settled
 
 
@@ -73,7 +74,7 @@ class Pace:
             total[those], loss[those] = all_alike, few.penalized(few.weights)
         rescale(part)
         state.put(part, active)
-        calm = _gain(before, loss) < self.tol
+        calm = _gain(before, loss) < torch.where(second, POLISHED * self.tol, self.tol)
         calm = calm.all().expand_as(calm) if self.together else calm
         self._calm[active] = torch.where(calm, self._calm[active] + 1, torch.zeros_like(loss))
         self._before[active], self.total[active] = loss, total

@@ -89,7 +89,7 @@ class Starts:
         return torch.cat(self._side_by_side(run, range(len(self.groups))))
 
     def _side_by_side(self, run: Callable, which: Sequence[int]) -> list:
-        """Results of ``run(i)``, each on one thread."""
+        """Results of ``run(i)``: several each on one thread, a single one on all."""
         threads = torch.get_num_threads()
         if len(which) == 1 or threads == 1:
             return [run(i) for i in which]

@@ -220,7 +220,7 @@ class System:
             if found is None:
                 found = [make(rows) for make in self.features]
                 size = sum(_bytes(x) for x in found)
-                if self._kept.bytes + size <= CACHE:
+                if start not in self._kept and self._kept.bytes + size <= CACHE:      # or another thread was first
                     self._kept.bytes += size
                     self._kept[start] = found
             yield rows, found
