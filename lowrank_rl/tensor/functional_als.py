@@ -26,10 +26,14 @@ from lowrank_rl import check
 from lowrank_rl.nets import Mlp
 from lowrank_rl.tensor.functional_adam import Fit, adam_epoch, since_best, split
 from lowrank_rl.tensor.functional_checkpoint import EVERY, Checkpoint, fingerprint, load_moments, moments, named, part
+from lowrank_rl.tensor.functional_coarse import coarser, refine
 from lowrank_rl.tensor.functional_pace import SETTLED
-from lowrank_rl.tensor.functional_starts import Starts
+from lowrank_rl.tensor.functional_starts import Starts, bootstrap
 from lowrank_rl.tensor.functional_state import State, features_of, store, weights_of
 from lowrank_rl.tensor.functional_system import System
+
+LEAST = 8        # sweeps without which a fit does not begin on few cells,
+ROUGH = 0.5      # and their share that it spends there at most
 
 
 @dataclass(frozen=True)
@@ -95,70 +99,102 @@ def fit_als(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, co
     return Fit(module, job.history, stopped)
 
 
+class _Stage:
+    """The starts of one module, and the entries that judge them."""
+
+    def __init__(self, module: nn.Module, starts: Starts, held_out: _HeldOut) -> None:
+        self.module, self.starts, self.held_out = module, starts, held_out
+
+    def chosen(self) -> Tensor:
+        """The start with the lowest loss of each member, (M,)"""
+        best = self.starts.losses().view(self.module.members, -1).argmin(1)
+        return best + torch.arange(len(best), device=best.device) * (len(self.starts.losses()) // len(best))
+
+
 class _Job:
-    """An exact fit in progress."""
+    """An exact fit in progress: on few cells first, if a spline has many."""
 
     def __init__(self, module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, config: ALSConfig,
                  generator: torch.Generator) -> None:
         self.module, self.config, self.generator = module, config, generator
         train, held_out = split(len(target), config.held_out, config.patience, generator, target.device)
         fitted, self.target = [x[train] for x in coordinates], target[train]
-        self.held_out = _HeldOut(module, [x[held_out] for x in coordinates], target[held_out])
         self.hidden: _HiddenLayers | None = None
         if any(isinstance(mode, Mlp) for mode in module.modes):
             self.hidden = _HiddenLayers(module, fitted, self.target, config, generator)
             if config.spare:
                 raise ValueError(f"spare: expected 0 where a mode is Neural, got {config.spare}; raise members instead")
-        self.starts = Starts(module, fitted, self.target, generator, regularization=config.regularization,
-                             sweeps=config.sweeps, tol=config.tol, spare=config.spare, networks=self.hidden is not None)
+        rough = coarser(module) if self.hidden is None and config.sweeps >= LEAST else None
+        weight = bootstrap(module.members, len(train), generator, target.device)
+        self.stages = []
+        for one in (rough, module) if rough else (module,):
+            last = one is module
+            starts = Starts(one, fitted, self.target, weight, generator, regularization=config.regularization, tol=config.tol,
+                            sweeps=config.sweeps, each=1 if last and rough else 1 + config.spare,
+                            networks=self.hidden is not None, priors=last)
+            self.stages.append(_Stage(one, starts, _HeldOut(one, [x[held_out] for x in coordinates], target[held_out])))
+        self.rough = int(rough is not None)        # stages before the last
         self.history: list[dict] = []
+        self.first = 0                             # the last stage's first entry there
         self.best: dict[str, Tensor] = {}          # of each member, where the held-out loss was lowest
         self.began = time.monotonic()
+
+    @property
+    def stage(self) -> _Stage:
+        """The present one."""
+        return self.stages[-1 - self.rough]
 
     def sweep(self, number: int) -> None:
         """Sweep number ``number`` and what belongs to it."""
         if self.hidden and number > 1:
-            self.hidden.train(self.starts.groups[0], (number - 1) / self.config.sweeps)
+            self.hidden.train(self.stage.starts.groups[0], (number - 1) / self.config.sweeps)
         with torch.no_grad():
-            self._record(number, *self.starts.improve(number))
-        if self.config.patience and self.history[-1]["held_out"] <= min(e["held_out"] for e in self.history):
-            self.best = {"chosen": self._chosen(self.starts.losses()),
-                         **named("weights", {str(k): w for k, w in enumerate(self.starts.weights())}),
+            if number == 1:
+                self.stage.starts.begin()
+            step = self.stage.starts.improve(number)
+            self._record(number, step + " on few cells" * self.rough)
+        if self.rough:
+            if self.stage.starts.settled or number >= ROUGH * self.config.sweeps:
+                weights = [w[self.stage.chosen()] for w in self.stage.starts.weights()]
+                self.stages[-1].starts.take_over(refine(self.stage.module, self.module, weights), number)
+                self.stages, self.rough, self.first = self.stages[-1:], 0, number
+        elif self.config.patience and self.history[-1]["held_out"] <= min(e["held_out"] for e in self.history[self.first:]):
+            self.best = {"chosen": self.stage.chosen(),
+                         **named("weights", {str(k): w for k, w in enumerate(self.stage.starts.weights())}),
                          **named("layers", self.hidden and self.hidden.snapshot())}
 
     def over(self) -> str:
         """Why no further sweep is needed, "" if one is."""
-        if self.config.patience and since_best(self.history) >= self.config.patience:
+        own = self.history[self.first:]
+        if self.rough or not own:
+            return ""
+        if self.config.patience and since_best(own) >= self.config.patience:
             return f"no better held-out loss for {self.config.patience} sweeps"
-        if self.starts.settled:
+        if self.stage.starts.settled:
             return f"settled: the last {SETTLED} sweeps lowered the loss by less than {self.config.tol:.2%} each"
         return ""
 
     @torch.no_grad()
     def finish(self) -> None:
         """Write the best of each member's starts into the module."""
-        chosen = self._chosen(self.starts.losses())
+        starts, chosen = self.stage.starts, self.stage.chosen()
         if self.best:
             chosen, weights = self.best["chosen"], part("weights", self.best)
-            self.starts.come_back([weights[str(k)] for k in range(len(weights))])
+            starts.come_back([weights[str(k)] for k in range(len(weights))])
             if self.hidden:
-                self.hidden.restore(part("layers", self.best), self.starts.groups[0])
-        noise = self.starts.noise()
-        if self.starts.second:
-            self._record(len(self.history), "features from all entries alike", self.starts.features_from_all_alike())
+                self.hidden.restore(part("layers", self.best), starts.groups[0])
+        noise = starts.noise()
+        if starts.second:
+            starts.features_from_all_alike()
+            self._record(len(self.history), "features from all entries alike")
         self.module.noise.fill_(float(noise[chosen].mean()))
-        store(self.module, [w[chosen] for w in self.starts.weights()])
+        store(self.module, [w[chosen] for w in starts.weights()])
 
-    def _chosen(self, loss: Tensor) -> Tensor:
-        """The start with the lowest loss of each member, (M,)"""
-        best = loss.view(self.module.members, -1).argmin(1)
-        return best + torch.arange(len(best), device=best.device) * (1 + self.config.spare)
-
-    def _record(self, number: int, step: str, loss: Tensor) -> None:
-        """Append to the history; loss (P,) is each start's sum of squared errors."""
-        chosen = self._chosen(loss)
-        entry = {"epoch": number, "loss": float(loss[chosen].mean()) / self.target.numel(),
-                 "held_out": self.held_out.loss([w[chosen] for w in self.starts.weights()]), "step": step,
+    def _record(self, number: int, step: str) -> None:
+        """Append to the history."""
+        chosen = self.stage.chosen()
+        entry = {"epoch": number, "loss": float(self.stage.starts.losses()[chosen].mean()) / self.target.numel(),
+                 "held_out": self.stage.held_out.loss([w[chosen] for w in self.stage.starts.weights()]), "step": step,
                  "seconds": time.monotonic() - self.began}
         if not math.isfinite(entry["loss"]):
             raise ValueError(f"sweep {number}: expected finite losses, got {entry['loss']}; raise regularization above "
@@ -167,7 +203,8 @@ class _Job:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that is in progress."""
-        return {"generator": self.generator.get_state(), **named("starts", self.starts.tensors()), **named("best", self.best),
+        return {"generator": self.generator.get_state(), "stage": torch.tensor([self.rough, self.first]),
+                **named("starts", self.stage.starts.tensors()), **named("best", self.best),
                 **named("hidden", self.hidden and self.hidden.tensors())}
 
     def load(self, tensors: dict[str, Tensor], history: list[dict]) -> None:
@@ -175,7 +212,8 @@ class _Job:
         self.history, self.best = history, part("best", tensors)
         self.began = time.monotonic() - history[-1]["seconds"]
         self.generator.set_state(tensors["generator"])
-        self.starts.load(part("starts", tensors))
+        self.rough, self.first = tensors["stage"].tolist()
+        self.stage.starts.load(part("starts", tensors))
         if self.hidden:
             self.hidden.load(part("hidden", tensors))
 

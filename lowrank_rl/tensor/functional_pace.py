@@ -34,6 +34,10 @@ class Pace:
         """Whether nothing is left to do."""
         return bool(self._settled.all())
 
+    def rest(self, number: int) -> None:
+        """No steps over all modes soon after sweep ``number``."""
+        self._wait[:] = number + AGAIN
+
     def tensors(self) -> dict[str, Tensor]:
         """All that it remembers."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}

@@ -20,18 +20,21 @@ class Starts:
     """The starts of all members. Those on a CPU are improved each on its own, as many side by side as torch has threads;
     on a GPU, or beside networks, they are one batch."""
 
-    def __init__(self, module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, generator: torch.Generator, *,
-                 regularization: float | tuple[float, ...], sweeps: int, tol: float, spare: int, networks: bool) -> None:
-        self.output_mode, count = module.output_mode, module.members * (1 + spare)
-        weight = _bootstrap(module.members, len(target), generator, target.device)
-        weight = None if weight is None else weight.repeat_interleave(1 + spare, 0)
+    def __init__(self, module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, weight: Tensor | None,
+                 generator: torch.Generator, *, regularization: float | tuple[float, ...], sweeps: int, tol: float, each: int,
+                 networks: bool, priors: bool) -> None:
+        """``each`` starts per member, which counts entries by ``weight`` (M, B); ``priors``: do rows get one in the end."""
+        self.output_mode, count = module.output_mode, module.members * each
+        weight = None if weight is None else weight.repeat_interleave(each, 0)
         together = networks or target.device.type != "cpu"
-        with torch.no_grad():
-            state = start(module, coordinates, target, regularization, count, weight, generator,
-                          at_once=count if together else 1)
-            self.groups = [state] if together else [state.part(torch.tensor([i])) for i in range(count)]
-            self._side_by_side(lambda i: solve(self.groups[i], self.output_mode), range(len(self.groups)))
-        self.paces = [Pace(sweeps, tol, with_prior(module), networks, group) for group in self.groups]
+        state = start(module, coordinates, target, regularization, count, weight, generator, at_once=count if together else 1)
+        self.groups = [state] if together else [state.part(torch.tensor([i])) for i in range(count)]
+        rows = with_prior(module) if priors else []
+        self.paces = [Pace(sweeps, tol, rows, networks, group) for group in self.groups]
+
+    def begin(self) -> None:
+        """From rows at random: first solve for the outputs."""
+        self._side_by_side(lambda i: solve(self.groups[i], self.output_mode), range(len(self.groups)))
 
     @property
     def settled(self) -> bool:
@@ -43,11 +46,11 @@ class Starts:
         """Whether any start is in its second phase."""
         return any(bool(pace.second.any()) for pace in self.paces)
 
-    def improve(self, number: int) -> tuple[str, Tensor]:
-        """Sweep number ``number`` and what follows it; what was done, and the sum of squared errors, (P,)"""
+    def improve(self, number: int) -> str:
+        """Sweep number ``number`` and what follows it; what was done."""
         open_ = [i for i, pace in enumerate(self.paces) if not pace.settled]
         steps = self._side_by_side(lambda i: self.paces[i].improve(self.groups[i], number), open_)
-        return max(steps, key=len), self.losses()
+        return max(steps, key=len)
 
     def losses(self) -> Tensor:
         """The sum of squared errors after the last sweep, (P,)"""
@@ -69,6 +72,12 @@ class Starts:
         """Of each mode, (P, F, D or 1, R)"""
         return [torch.cat(w) for w in zip(*(group.weights for group in self.groups), strict=True)]
 
+    def take_over(self, weights: list[Tensor], number: int) -> None:
+        """Go on from weights that sweeps up to ``number`` have found."""
+        self.come_back(weights)
+        for pace in self.paces:
+            pace.rest(number)
+
     def come_back(self, weights: list[Tensor]) -> None:
         """Take over earlier ``weights()``."""
         sizes = [len(group.damping) for group in self.groups]
@@ -79,14 +88,14 @@ class Starts:
         """The variance of an output's error but for outliers, (P,)"""
         return torch.cat(self._side_by_side(lambda i: set_aside_outliers(self.groups[i])[0], range(len(self.groups))))
 
-    def features_from_all_alike(self) -> Tensor:
-        """Solve the mode with the outputs with no entry set aside; the sum of squared errors, (P,)"""
-        def run(i: int) -> Tensor:
+    def features_from_all_alike(self) -> None:
+        """Solve the mode with the outputs with no entry set aside."""
+        def run(i: int) -> None:
             state = self.groups[i]
             state.system.robust = None
             solve(state, self.output_mode)
-            return state.system.loss(state.weights)
-        return torch.cat(self._side_by_side(run, range(len(self.groups))))
+            self.paces[i].total = state.system.loss(state.weights)
+        self._side_by_side(run, range(len(self.groups)))
 
     def _side_by_side(self, run: Callable, which: Sequence[int]) -> list:
         """Results of ``run(i)``: several each on one thread, a single one on all."""
@@ -105,7 +114,7 @@ class Starts:
             torch.set_num_threads(threads)
 
 
-def _bootstrap(members: int, entries: int, generator: torch.Generator, device: torch.device) -> Tensor | None:
+def bootstrap(members: int, entries: int, generator: torch.Generator, device: torch.device) -> Tensor | None:
     """How much each member counts each entry, (M, B): the first all alike, the others at random with mean 1."""
     if members == 1:
         return None

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from numpy.polynomial import chebyshev
 
 from lowrank_rl.rng import numpy_stream, stream
-from lowrank_rl.tensor import AdamConfig, CPCompletion
+from lowrank_rl.tensor import AdamConfig, CPCompletion, functional_coarse
 from lowrank_rl.tensor.functional import FunctionalCP, FunctionalModule
 from lowrank_rl.tensor.functional_adam import split
 from lowrank_rl.tensor.functional_als import ALSConfig, fit_als
-from lowrank_rl.tensor.functional_starts import _bootstrap
+from lowrank_rl.tensor.functional_starts import bootstrap
 from lowrank_rl.tensor.functional_state import (
     TAIL,
     levenberg_marquardt,
@@ -271,14 +271,14 @@ def test_spare_starts_of_a_member_count_entries_alike():
     assert spare.history_[-1]["loss"] == pytest.approx(one.history_[-1]["loss"], rel=1e-2)
 
 
-def test_the_bootstrap_counts_entries_at_random_with_mean_one_but_for_the_first_member():
-    weight = _bootstrap(3, 20_000, stream(0), torch.device("cpu"))
+def test_thebootstrap_counts_entries_at_random_with_mean_one_but_for_the_first_member():
+    weight = bootstrap(3, 20_000, stream(0), torch.device("cpu"))
     assert (weight[0] == 1).all()
     assert (weight > 0).all()
     torch.testing.assert_close(weight.mean(1), torch.ones(3, dtype=torch.float64))
     np.testing.assert_allclose(weight[1:].std(1), 1, atol=0.05)                    # exponential: Rubin's Bayesian bootstrap
     assert abs(np.corrcoef(weight[1:])[0, 1]) < 0.05
-    assert _bootstrap(1, 5, stream(0), torch.device("cpu")) is None
+    assert bootstrap(1, 5, stream(0), torch.device("cpu")) is None
 
 
 def test_members_disagree_about_as_much_as_noise_leaves_open():
@@ -477,6 +477,7 @@ def test_early_stopping_brings_the_hidden_layers_back_too():
 
 LONG_FITS = {
     "two phases": ([Categorical(20), Spline(1, 5), ACTION], ALSConfig(sweeps=12, tol=0.5, spare=1), 2),
+    "few cells first": ([Categorical(20), Spline(1, 24), ACTION], ALSConfig(sweeps=12, tol=0, spare=1), 2),
     "steps": ([TABLE, CONTINUOUS["polynomial"], ACTION], ALSConfig(sweeps=9, tol=0), 1),
     "networks": ([TABLE, Neural(1, hidden=(8,)), ACTION], ALSConfig(sweeps=9, tol=0), 2),
     "networks and early stopping": ([TABLE, Neural(1, hidden=(8,)), ACTION],
@@ -498,7 +499,9 @@ def run(name: str, **options) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", LONG_FITS)
-def test_a_killed_fit_goes_on_to_the_same_bits(name, tmp_path):
+def test_a_killed_fit_goes_on_to_the_same_bits(name, tmp_path, monkeypatch):
+    if name == "few cells first":
+        monkeypatch.setattr(functional_coarse, "FEW", 30)
     def kill(at: int):
         def progress(entry: dict) -> None:
             if entry["epoch"] == at:
