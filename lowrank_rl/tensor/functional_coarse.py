@@ -40,7 +40,7 @@ def refine(rough: nn.Module, module: nn.Module, weights: list[Tensor]) -> list[T
     for few, many, weight in zip(rough.modes, module.modes, weights, strict=True):
         if isinstance(many, Expansion) and few.basis.size != many.basis.size:
             weight = torch.einsum("fc,pcdr->pfdr", _prolongation(few.basis, many.basis).to(weight), weight)
-        out.append(weight.contiguous())      # equal numbers, equal bits, also after a checkpoint
+        out.append(weight.contiguous())
     return out
 
 
@@ -50,7 +50,8 @@ def _prolongation(few: SplineBasis, many: SplineBasis) -> Tensor:
     for a, b in zip(few.cells.tolist(), many.cells.tolist(), strict=True):
         x = torch.linspace(-1, 1, 8 * int(b) + 1, dtype=torch.float64)[:, None]
         line = [SplineBasis((int(n),), few.degree)(x) for n in (a, b)]
-        total = torch.kron(total, torch.linalg.lstsq(line[1], line[0]).solution)
+        # rounded, because the last bits of LAPACK's answer depend on where in memory it is asked
+        total = torch.kron(total, torch.linalg.lstsq(line[1], line[0]).solution.round(decimals=8))
     return total
 
 

@@ -82,7 +82,7 @@ class Starts:
         """Take over earlier ``weights()``."""
         sizes = [len(group.damping) for group in self.groups]
         for group, *mine in zip(self.groups, *(w.split(sizes) for w in weights), strict=True):
-            group.weights = mine
+            group.weights = [w.clone() for w in mine]
 
     def noise(self) -> Tensor:
         """The variance of an output's error but for outliers, (P,)"""

@@ -50,7 +50,8 @@ class State:
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of ``tensors``."""
-        tensors = {name: value.to(self.damping.device) for name, value in tensors.items()}
+        # copies, since sums over memory that is aligned otherwise differ in their last bits
+        tensors = {name: value.to(self.damping.device, copy=True) for name, value in tensors.items()}
         self.damping, self.reluctance, self.system.robust = (tensors.get(n) for n in ("damping", "reluctance", "robust"))
         self.weights = [tensors[f"weight{k}"] for k in range(len(self.weights))]
         for k, penalty in enumerate(self.penalties):
