@@ -21,23 +21,28 @@ if TYPE_CHECKING:
     from lowrank_rl.tensor.rank import RankChoice, choose_rank
     from lowrank_rl.tensor.rank_bounds import lower_bound, upper_bound
     from lowrank_rl.tensor.rank_report import RankReport
+    from lowrank_rl.tensor.sensitivity import derivative
     from lowrank_rl.tensor.stream import Stream
+    from lowrank_rl.tensor.support import Support
+    from lowrank_rl.tensor.uncertainty import Intervals
 
 __all__ = [
     "CP", "ALSConfig", "AdamConfig", "BlockCompletion", "CPCompletion", "Categorical", "Fourier", "FunctionalCP",
-    "Identifiability", "Neural", "NewRow", "Observed", "Pattern", "Polynomial", "RankChoice", "RankReport", "Spline",
-    "Stream", "add_row", "choose_rank", "complete_blocks", "cramer_rao", "factor_match_score", "fold_in", "fold_in_groups",
-    "from_coordinates", "lower_bound", "set_row", "update_row", "upper_bound",
+    "Identifiability", "Intervals", "Neural", "NewRow", "Observed", "Pattern", "Polynomial", "RankChoice", "RankReport",
+    "Spline", "Stream", "Support", "add_row", "choose_rank", "complete_blocks", "cramer_rao", "derivative",
+    "factor_match_score", "fold_in", "fold_in_groups", "from_coordinates", "lower_bound", "set_row", "update_row",
+    "upper_bound",
 ]
 
 _HOME = {
     "CP": "cp", "ALSConfig": "functional_als", "AdamConfig": "functional_adam", "BlockCompletion": "blocks",
     "CPCompletion": "completion", "Categorical": "modes", "Fourier": "modes", "FunctionalCP": "functional",
-    "Identifiability": "identify", "Neural": "modes", "NewRow": "foldin", "Observed": "observed", "Pattern": "pattern",
-    "Polynomial": "modes", "RankChoice": "rank", "RankReport": "rank_report", "Spline": "modes", "Stream": "stream",
-    "add_row": "foldin", "choose_rank": "rank", "complete_blocks": "blocks", "cramer_rao": "bounds",
-    "factor_match_score": "compare", "fold_in": "foldin", "fold_in_groups": "foldin", "from_coordinates": "cells",
-    "lower_bound": "rank_bounds", "set_row": "foldin", "update_row": "foldin", "upper_bound": "rank_bounds",
+    "Identifiability": "identify", "Intervals": "uncertainty", "Neural": "modes", "NewRow": "foldin",
+    "Observed": "observed", "Pattern": "pattern", "Polynomial": "modes", "RankChoice": "rank", "RankReport": "rank_report",
+    "Spline": "modes", "Stream": "stream", "Support": "support", "derivative": "sensitivity", "add_row": "foldin",
+    "choose_rank": "rank", "complete_blocks": "blocks", "cramer_rao": "bounds", "factor_match_score": "compare",
+    "fold_in": "foldin", "fold_in_groups": "foldin", "from_coordinates": "cells", "lower_bound": "rank_bounds",
+    "set_row": "foldin", "update_row": "foldin", "upper_bound": "rank_bounds",
 }
 
 
