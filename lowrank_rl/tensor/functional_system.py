@@ -44,8 +44,8 @@ class Rows:
     def empty_normal(self, M: int, R: int) -> Tensor:
         return torch.zeros((M, self.size, R, R), dtype=torch.float64, device=self.index.device)
 
-    def add_normal(self, out: Tensor, slope: Tensor, weighted: Tensor) -> None:
-        self.add_transposed(out, weighted.mT @ slope)
+    def add_normal(self, out: Tensor, slope: Tensor) -> None:
+        self.add_transposed(out, slope.mT @ slope)
 
 
 class Dense:
@@ -68,14 +68,13 @@ class Dense:
         n = self.size * R if self.size * R <= EXACT else R
         return torch.zeros((M, n, n), dtype=torch.float64, device=self.features.device)
 
-    def add_normal(self, out: Tensor, slope: Tensor, weighted: Tensor) -> None:
+    def add_normal(self, out: Tensor, slope: Tensor) -> None:
         if out.shape[-1] != self.size * slope.shape[-1]:
-            out += weighted.flatten(1, 2).mT @ slope.flatten(1, 2)
+            out += slope.flatten(1, 2).mT @ slope.flatten(1, 2)
             return
         for d in range(slope.shape[2]):
-            right = (self.features[..., None] * slope[:, :, d, None]).flatten(2)
-            left = right if weighted is slope else (self.features[..., None] * weighted[:, :, d, None]).flatten(2)
-            out += left.mT @ right
+            columns = (self.features[..., None] * slope[:, :, d, None]).flatten(2)
+            out += columns.mT @ columns
 
 
 class Local:
@@ -116,20 +115,19 @@ class Local:
         n = self.size * R if self.size * R <= EXACT_LOCAL else R
         return torch.zeros((M, n, n), dtype=torch.float64, device=self.value.device)
 
-    def add_normal(self, out: Tensor, slope: Tensor, weighted: Tensor) -> None:
+    def add_normal(self, out: Tensor, slope: Tensor) -> None:
         D, R = slope.shape[2:]
         if out.shape[-1] != self.size * R:
-            out += weighted.flatten(1, 2).mT @ slope.flatten(1, 2)
+            out += slope.flatten(1, 2).mT @ slope.flatten(1, 2)
             return
         by_cell, ends, index = self.cells
         value = self.value[by_cell][:, :, None]                                      # (b, S, 1)
         unknown = (index[..., None] * R + torch.arange(R, device=out.device)).flatten(1)
         for d in range(D):
-            right = (value * slope[:, by_cell, d, None]).flatten(2)             # (M, b, S R)
-            left = right if weighted is slope else (value * weighted[:, by_cell, d, None]).flatten(2)
+            columns = (value * slope[:, by_cell, d, None]).flatten(2)                # (M, b, S R)
             start = 0
             for end, place in zip(ends, unknown, strict=True):
-                out[:, place[:, None], place] += left[:, start:end].mT @ right[:, start:end]
+                out[:, place[:, None], place] += columns[:, start:end].mT @ columns[:, start:end]
                 start = end
 
 
@@ -244,12 +242,13 @@ class System:
                 product = product * factor
             yield rows, features, factors, _sum_terms(product) - self.target[rows]
 
-    def weighted(self, rows: slice, values: Tensor) -> Tensor:
-        """values (M, b, ...) times the entries' weights."""
+    def weighted(self, rows: slice | Tensor, values: Tensor, *, root: bool = False) -> Tensor:
+        """values (M, b, ...) times the entries' weights, or their square roots."""
         weight = self.weight if self.robust is None else self.robust
         if weight is None:
             return values
-        return values * weight[:, rows].reshape(len(weight), -1, *[1] * (values.ndim - 2))
+        weight = weight[:, rows].sqrt() if root else weight[:, rows]
+        return values * weight.reshape(len(weight), -1, *[1] * (values.ndim - 2))
 
     def loss(self, weights: Sequence[Tensor]) -> Tensor:
         """The weighted sum of squared errors of each member, (M,)"""
@@ -271,7 +270,7 @@ class System:
             for g, block, k in zip(gradient, blocks, subset, strict=True):
                 slope = self.slope(factors, k)                                   # (M, b, D or 1, R)
                 features[k].add_transposed(g, self._collect(slope * error[..., None], k))
-                features[k].add_normal(block, slope, self.weighted(rows, slope))
+                features[k].add_normal(block, self.weighted(rows, slope, root=True))
         return loss, gradient, blocks
 
     def product(self, weights: Sequence[Tensor], subset: Sequence[int], vectors: Sequence[Tensor]) -> list[Tensor]:
