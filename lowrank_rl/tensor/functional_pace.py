@@ -14,6 +14,7 @@ WORTH = 0.05       # as long as such a step gains this share; it takes as long a
 AGAIN = 10         # sweeps after which it is tried again
 SETTLED = 3        # sweeps in a row that lower the loss by less than ``tol`` end a phase
 POLISHED = 3       # times ``tol`` does so in the second phase, where only rows change, and not much
+LOST = 3.0         # times another start's loss tells a false minimum, of one that stands still
 LATEST = 0.75      # share of the sweeps after which the second phase begins even if the first has not settled
 
 
@@ -28,6 +29,8 @@ class Pace:
         self._settled, self._calm, self._wait = torch.zeros_like(self.second), torch.zeros_like(like), torch.full_like(like, 3)
         self._before = torch.full_like(like, math.inf)      # the loss after the sweep before, in the same phase
         self.total = torch.full_like(like, math.inf)        # of squared errors
+        self.began = torch.zeros_like(like)                 # the sweep before the first
+        self._slow = torch.zeros_like(self.second)          # whether the last sweep gained next to nothing
 
     @property
     def settled(self) -> bool:
@@ -35,8 +38,19 @@ class Pace:
         return bool(self._settled.all())
 
     def rest(self, number: int) -> None:
-        """No steps over all modes soon after sweep ``number``."""
-        self._wait[:] = number + AGAIN
+        """Go on from what sweeps up to ``number`` have found: no steps over all modes soon."""
+        self._wait[:], self.began[:] = number + AGAIN, number
+
+    def lost(self, lowest: float, number: int) -> bool:
+        """Whether a single start has had its time, and stands still far above the loss that another has found."""
+        tried = bool((self._calm >= SETTLED) | (number - self.began >= AGAIN) & self._slow)
+        return number <= self.sweeps / 2 and tried and bool(~self.second & (self.total > LOST * lowest))
+
+    def renew(self, number: int) -> None:
+        """Begin anew after sweep ``number``."""
+        self.load({"_settled": torch.zeros_like(self.second), "_calm": torch.zeros_like(self.total),
+                   "_before": torch.full_like(self.total, math.inf), "_wait": torch.full_like(self.total, number + 3),
+                   "began": torch.full_like(self.total, number)})
 
     def tensors(self) -> dict[str, Tensor]:
         """All that it remembers."""
@@ -81,6 +95,7 @@ class Pace:
         calm = _gain(before, loss) < torch.where(second, POLISHED * self.tol, self.tol)
         calm = calm.all().expand_as(calm) if self.together else calm
         self._calm[active] = torch.where(calm, self._calm[active] + 1, torch.zeros_like(loss))
+        self._slow[active] = _gain(before, loss) < WORTH
         self._before[active], self.total[active] = loss, total
         self._settled[active] = (self._calm[active] >= SETTLED) & (second if self.rows else True)
         return step

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from lowrank_rl.tensor.functional_checkpoint import named, part
 from lowrank_rl.tensor.functional_pace import Pace
-from lowrank_rl.tensor.functional_state import set_aside_outliers, solve, start
+from lowrank_rl.tensor.functional_state import random_weights, set_aside_outliers, solve, start
 from lowrank_rl.tensor.modes import Rows as Table
 
+AGAIN_AT_MOST = 3  # times that a start begins anew
 PRIOR_ROWS = 5     # a categorical mode of so many rows per term has enough of them to estimate a prior
 
 
@@ -30,6 +31,10 @@ class Starts:
         state = start(module, coordinates, target, regularization, count, weight, generator, at_once=count if together else 1)
         self.groups = [state] if together else [state.part(torch.tensor([i])) for i in range(count)]
         rows = with_prior(module) if priors else []
+        # for those that end in a false minimum, if each is on its own: with what they begin anew
+        self._beginnings = [] if together else [group.tensors() for group in self.groups]
+        self._reserve = [random_weights(module, target.shape[1], AGAIN_AT_MOST, generator) for _ in self._beginnings]
+        self._used = [0] * len(self.groups)
         self.paces = [Pace(sweeps, tol, rows, networks, group) for group in self.groups]
 
     def begin(self) -> None:
@@ -50,7 +55,19 @@ class Starts:
         """Sweep number ``number`` and what follows it; what was done."""
         open_ = [i for i, pace in enumerate(self.paces) if not pace.settled]
         steps = self._side_by_side(lambda i: self.paces[i].improve(self.groups[i], number), open_)
+        self._renew_lost(number)
         return max(steps, key=len)
+
+    def _renew_lost(self, number: int) -> None:
+        """Starts that stand still far above another's loss begin anew."""
+        lowest = float(self.losses().min())
+        lost = [i for i, pace in enumerate(self.paces)
+                if self._reserve and self._used[i] < AGAIN_AT_MOST and pace.lost(lowest, number)]
+        for i in lost:
+            self.groups[i].renew([w[self._used[i]:self._used[i] + 1] for w in self._reserve[i]], self._beginnings[i])
+            self.paces[i].renew(number)
+            self._used[i] += 1
+        self._side_by_side(lambda i: solve(self.groups[i], self.output_mode), lost)
 
     def losses(self) -> Tensor:
         """The sum of squared errors after the last sweep, (P,)"""
@@ -58,13 +75,15 @@ class Starts:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that is in progress."""
-        return {f"{i}.{name}": value for i, (group, pace) in enumerate(zip(self.groups, self.paces, strict=True))
+        used = {f"{i}.used": torch.tensor(used) for i, used in enumerate(self._used)}
+        return used | {f"{i}.{name}": value for i, (group, pace) in enumerate(zip(self.groups, self.paces, strict=True))
                 for name, value in {**named("state", group.tensors()), **named("pace", pace.tensors())}.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of ``tensors``."""
         for i, (group, pace) in enumerate(zip(self.groups, self.paces, strict=True)):
             mine = {name.split(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{i}.")}
+            self._used[i] = int(mine["used"])
             group.load(part("state", mine))
             pace.load(part("pace", mine))
 
@@ -100,7 +119,7 @@ class Starts:
     def _side_by_side(self, run: Callable, which: Sequence[int]) -> list:
         """Results of ``run(i)``: several each on one thread, a single one on all."""
         threads = torch.get_num_threads()
-        if len(which) == 1 or threads == 1:
+        if len(which) <= 1 or threads == 1:
             return [run(i) for i in which]
 
         def alone(i: int) -> object:

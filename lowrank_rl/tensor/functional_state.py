@@ -63,6 +63,11 @@ class State:
         return State(self.system.part(members), [w[members] for w in self.weights], [p.part(members) for p in self.penalties],
                      self.output_mode, self.damping[members], self.reluctance[members], self.grams, self.elimination)
 
+    def renew(self, weights: list[Tensor], beginning: dict[str, Tensor]) -> None:
+        """Begin anew at these weights; ``beginning``: ``tensors()`` from before the first step."""
+        self.load(beginning)
+        self.weights = [w.clone() for w in weights]
+
     def put(self, part: State, members: Tensor) -> None:
         """Take over what has become of these members."""
         for mine, its in zip(self.weights, part.weights, strict=True):
@@ -96,14 +101,10 @@ def start(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, regu
     if len(share) != len(features):
         raise ValueError(f"regularization: expected one number or {len(features)}, one per mode, got {len(share)}")
     networks = any(isinstance(mode, Mlp) for mode in module.modes)
+    drawn = None if networks else random_weights(module, D, copies, generator)
     weights, penalties = [], []
     for k, mode in enumerate(module.modes):
-        w = weights_of(mode, D if k == module.output_mode else 1)
-        if not networks:
-            draw = torch.randn((copies, *w.shape[1:]), generator=generator, dtype=torch.float64)
-            w = draw.to(w.device)
-            if isinstance(mode, Expansion):
-                w = w / w.shape[1] ** 0.5
+        w = weights_of(mode, D if k == module.output_mode else 1) if drawn is None else drawn[k]
         weights.append(w)
         if isinstance(mode, Table):
             R = w.shape[-1]
@@ -113,6 +114,16 @@ def start(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, regu
             penalties.append(Penalty(roughness=share[k] * B * _roughness(mode, w)))
     each = torch.ones(copies, dtype=torch.float64, device=target.device)
     return State(system, weights, penalties, module.output_mode, 1e-2 * each, 2 * each)
+
+
+def random_weights(module: nn.Module, outputs: int, copies: int, generator: torch.Generator) -> list[Tensor]:
+    """Rows from N(0, 1), and functions of about that size: (copies, F, outputs or 1, R) of each mode."""
+    out = []
+    for k, mode in enumerate(module.modes):
+        shape = weights_of(mode, outputs if k == module.output_mode else 1)
+        draw = torch.randn((copies, *shape.shape[1:]), generator=generator, dtype=torch.float64).to(shape.device)
+        out.append(draw / draw.shape[1] ** 0.5 if isinstance(mode, Expansion) else draw)
+    return out
 
 
 def sweep(state: State) -> dict[int, Tensor]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.polynomial import chebyshev
 
 from lowrank_rl.rng import numpy_stream, stream
-from lowrank_rl.tensor import AdamConfig, CPCompletion, functional_coarse
+from lowrank_rl.tensor import AdamConfig, CPCompletion, functional_coarse, functional_state
 from lowrank_rl.tensor.functional import FunctionalCP, FunctionalModule
 from lowrank_rl.tensor.functional_adam import split
 from lowrank_rl.tensor.functional_als import ALSConfig, fit_als
@@ -19,6 +19,7 @@ from lowrank_rl.tensor.functional_starts import bootstrap
 from lowrank_rl.tensor.functional_state import (
     TAIL,
     levenberg_marquardt,
+    random_weights,
     rescale,
     set_aside_outliers,
     solve,
@@ -473,6 +474,23 @@ def test_early_stopping_brings_the_hidden_layers_back_too():
     assert float((error ** 2).mean()) == pytest.approx(min(losses), rel=1e-3)
 
 
+def test_a_member_in_a_false_minimum_begins_anew(monkeypatch):
+    """At zero everywhere nothing moves; another member's loss tells that this cannot be all."""
+    def stuck(*arguments):
+        weights = random_weights(*arguments)
+        for w in weights:
+            w[1] = 0
+        return weights
+    monkeypatch.setattr(functional_state, "random_weights", stuck)
+    X = coordinates([Categorical(9), Polynomial(1, 2)], 300)
+    y = np.random.default_rng(0).normal(size=9)[X[0]] * (1 + X[1][:, 0] ** 2)
+    modes = [Categorical(9), Polynomial(1, 2)]
+    model = FunctionalCP(modes, rank=1, members=2, normalize=False, solver=ALSConfig(tol=0.01)).fit(X, y)
+    np.testing.assert_allclose(model.predict_members(X)[1], y, atol=1e-3)
+    few = FunctionalCP(modes, rank=1, members=2, normalize=False, solver=ALSConfig(tol=0.01, sweeps=4)).fit(X, y)
+    assert few.history_[-1]["loss"] > 0.3                 # before it has had its time
+
+
 # Interrupted and resumed
 
 LONG_FITS = {
@@ -526,3 +544,15 @@ def test_a_fit_of_other_data_starts_anew(tmp_path):
     epochs = []
     run("two phases", checkpoint=tmp_path / "fit", progress=lambda entry: epochs.append(entry["epoch"]))
     assert epochs[0] == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_comes_to_the_same_fit():
+    """There, members are one batch instead of side by side."""
+    X = coordinates([Categorical(20), Spline(1, 6), ACTION], 400)
+    y = np.random.default_rng(0).normal(size=20)[X[0]] * np.sin(3 * X[1][:, 0]) * (1 + X[2])
+    models = [FunctionalCP([Categorical(20), Spline(1, 6), ACTION], rank=2, members=2, device=device,
+                           solver=ALSConfig(sweeps=10, tol=0)).fit(X, y) for device in ("cpu", "cuda")]
+    losses = [[entry["loss"] for entry in model.history_] for model in models]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    np.testing.assert_allclose(models[1].predict(X), models[0].predict(X), atol=1e-4)
