@@ -1,4 +1,4 @@
-"""Fits of large splines begin on few cells: what the terms are needs no detail, and steps over all modes cost little there."""
+"""Fits of large splines begin on few cells: what the terms are needs no detail, and steps over all modes cost less there."""
 
 from __future__ import annotations
 
