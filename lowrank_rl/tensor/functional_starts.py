@@ -32,7 +32,8 @@ class Starts:
         self.groups = [state] if together else [state.part(torch.tensor([i])) for i in range(count)]
         rows = with_prior(module) if priors else []
         # for those that end in a false minimum, if each is on its own: with what they begin anew
-        self._beginnings = [] if together else [group.tensors() for group in self.groups]
+        self._beginnings = [] if together else [{name: value.clone() for name, value in group.tensors().items()}
+                                                for group in self.groups]
         self._reserve = [random_weights(module, target.shape[1], AGAIN_AT_MOST, generator) for _ in self._beginnings]
         self._used = [0] * len(self.groups)
         self.paces = [Pace(sweeps, tol, rows, networks, group) for group in self.groups]

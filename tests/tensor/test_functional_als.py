@@ -15,7 +15,8 @@ from lowrank_rl.tensor import AdamConfig, CPCompletion, functional_coarse, funct
 from lowrank_rl.tensor.functional import FunctionalCP, FunctionalModule
 from lowrank_rl.tensor.functional_adam import split
 from lowrank_rl.tensor.functional_als import ALSConfig, fit_als
-from lowrank_rl.tensor.functional_starts import bootstrap
+from lowrank_rl.tensor.functional_pace import Pace
+from lowrank_rl.tensor.functional_starts import Starts, bootstrap
 from lowrank_rl.tensor.functional_state import (
     TAIL,
     levenberg_marquardt,
@@ -489,6 +490,29 @@ def test_a_member_in_a_false_minimum_begins_anew(monkeypatch):
     np.testing.assert_allclose(model.predict_members(X)[1], y, atol=1e-3)
     few = FunctionalCP(modes, rank=1, members=2, normalize=False, solver=ALSConfig(tol=0.01, sweeps=4)).fit(X, y)
     assert few.history_[-1]["loss"] > 0.3                 # before it has had its time
+
+
+def test_who_begins_anew_keeps_nothing_but_other_weights(monkeypatch):
+    monkeypatch.setattr(Pace, "lost", lambda pace, lowest, number: number == 6)
+    modes = [Categorical(20), CONTINUOUS["polynomial"], ACTION]
+    module, x, _ = begun(modes, 1, 2, 3)
+    target = torch.randn((len(x[0]), 2), generator=stream(1), dtype=torch.float64)
+
+    def starts(sweeps: int) -> dict[str, torch.Tensor]:
+        those = Starts(module, x, target, None, stream(0), regularization=1e-3, sweeps=20, tol=0.0, each=1, networks=False,
+                       priors=True)
+        with torch.no_grad():
+            those.begin()
+            for number in range(1, sweeps + 1):
+                those.improve(number)
+        return those.tensors()
+    fresh, anew = starts(0), starts(6)
+    assert set(anew) == set(fresh)
+    for name, value in anew.items():
+        if "weight" in name:
+            assert not torch.allclose(value, fresh[name])
+        elif not any(word in name for word in ("used", "total", "_slow", "_wait", "began")):
+            assert torch.equal(value, fresh[name]), name
 
 
 # Interrupted and resumed
