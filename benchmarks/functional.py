@@ -78,7 +78,7 @@ def mountaincar() -> Iterator[tuple[dict, Callable[[], dict]]]:
         for members in (1, 5):
             def run(seed: int = seed, members: int = members) -> dict:
                 covariates, transitions = logged(environment, 500, seed)
-                cp, wall, cpu = simulators(environment, transitions, Spline(2, CELLS), 3, members, ALSConfig(tol=0.006), seed)
+                cp, wall, cpu = simulators(environment, transitions, Spline(2, CELLS), 3, members, ALSConfig(tol=0.008), seed)
                 reached = [e["seconds"] for e in cp.history_ if e["loss"] <= TARGET]
                 return {"seconds_to_target": f"{reached[0]:.1f}" if reached else "never", "seconds": f"{wall:.1f}",
                         "cpu_seconds": f"{cpu:.1f}", "loss": f"{cp.history_[-1]['loss']:.4g}",
@@ -131,7 +131,7 @@ def unseen() -> Iterator[tuple[dict, Callable[[], dict]]]:
     for seed in SEEDS:
         def run(seed: int = seed) -> dict:
             covariates, transitions = logged(environment, 500, seed)
-            cp, _, _ = simulators(environment, transitions, Spline(2, CELLS), 3, 5, ALSConfig(tol=0.006), seed)
+            cp, _, _ = simulators(environment, transitions, Spline(2, CELLS), 3, 5, ALSConfig(tol=0.008), seed)
             gravity = torch.tensor(UNSEEN, dtype=torch.float64)[:, None]
             own = data.collect(environment, gravity, torch.arange(len(UNSEEN)), Uniform(environment.actions), seed=seed,
                                what="unseen", max_steps=STEPS).transitions()
