@@ -73,7 +73,7 @@ def test_only_the_action_mode_is_determined_and_two_spans(seed):
     other = claim.mixed(terms, seed)
     np.testing.assert_allclose(other.dense(), terms.dense(), atol=1e-12)
     mine, others = (cp.factors[0] / np.linalg.norm(cp.factors[0], axis=0) for cp in (terms, other))
-    assert np.abs(mine.T @ others).max() < 1 - 1e-6   # no agent column is shared, yet
+    assert np.abs(mine.T @ others).max() < 1 - 1e-12  # no agent column is shared, however near some may come, yet
     for block in claim.BLOCKS:
         assert claim.same_span(other.factors[0][:, block], terms.factors[0][:, block]) < 1e-9
     diagonal = jennrich(tensor, seed=0)
