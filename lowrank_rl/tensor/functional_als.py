@@ -4,8 +4,8 @@ A sweep solves each mode once (alternating least squares). Where sweeps creep (a
 modes at once follows. When that has settled, a second phase polishes the rows of large categorical modes: they get a Gaussian
 prior, whose mean, covariance and noise are estimated from the rows themselves (empirical Bayes, by expectation maximisation),
 so that a row with few entries falls back on what the others are like; and gross outliers are set aside, so that they do not
-spoil it. The features of the mode with the outputs are then solved once more from all entries alike. A network's hidden
-layers train by Adam between sweeps; its last layer is solved like any other mode.
+spoil it. The features of the mode with the outputs are then solved once more from all entries alike. Splines of many cells
+begin on few. A network's hidden layers train by Adam between sweeps; its last layer is solved like any other mode.
 
 Members start apart and, from the second on, see entries weighted at random (the Bayesian bootstrap: Rubin, Annals of
 Statistics 9(1), 1981), so that their disagreement says what the data leave open.
