@@ -70,12 +70,15 @@ def test_only_the_action_mode_is_determined_and_two_spans(seed):
     found = uniqueness(terms)
     assert (found.verdict, found.k_ranks, found.kruskal) == ("not unique", (5, 5, 1), (11, 12))
     assert freedom(terms) == 8
-    other = claim.mixed(terms, seed)
-    np.testing.assert_allclose(other.dense(), terms.dense(), atol=1e-12)
-    mine, others = (cp.factors[0] / np.linalg.norm(cp.factors[0], axis=0) for cp in (terms, other))
-    assert np.abs(mine.T @ others).max() < 1 - 1e-12  # no agent column is shared, however near some may come, yet
-    for block in claim.BLOCKS:
-        assert claim.same_span(other.factors[0][:, block], terms.factors[0][:, block]) < 1e-9
+    nearest = []
+    for k in range(3):     # now and then a mix brings a column near another's by chance
+        other = claim.mixed(terms, seed + k)
+        np.testing.assert_allclose(other.dense(), terms.dense(), atol=1e-12)
+        mine, others = (cp.factors[0] / np.linalg.norm(cp.factors[0], axis=0) for cp in (terms, other))
+        nearest.append(np.abs(mine.T @ others).max())
+        for block in claim.BLOCKS:
+            assert claim.same_span(other.factors[0][:, block], terms.factors[0][:, block]) < 1e-9
+    assert min(nearest) < 1 - 1e-6      # no agent column is shared, yet each pair of columns spans the same
     diagonal = jennrich(tensor, seed=0)
     assert diagonal.works
     assert diagonal.clusters == (3, 2)
