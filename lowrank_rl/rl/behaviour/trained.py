@@ -4,8 +4,10 @@ A data set's policy is, for each agent, the one trained on the nearest of a few 
 was trained on the default agent and acts on everybody.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -103,6 +105,15 @@ def test_policy(environment: Environment, agents: int, folder: Path = SHIPPED) -
 
 def _explores(environment: Environment) -> float:
     return DQN_EXPLORES if isinstance(environment.actions, Discrete) else 0.0
+
+
+@cache
+def fingerprint(environment: Environment, folder: Path = SHIPPED) -> str:
+    """Changes with any bit of any policy of this environment."""
+    digest = hashlib.blake2b(digest_size=4)
+    for path in sorted(folder.glob(f"{environment.name}-*.safetensors")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def path_of(folder: Path, environment: Environment, purpose: str) -> Path:

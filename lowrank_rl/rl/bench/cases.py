@@ -12,7 +12,7 @@ from functools import partial
 from torch import Tensor
 
 from lowrank_rl import check
-from lowrank_rl.rl.behaviour.scripted import Balance, CorrelatedTorques, EnergyPumping
+from lowrank_rl.rl.behaviour.trained import data_policy
 from lowrank_rl.rl.contracts import DynamicsModel, Environment, Policy
 from lowrank_rl.rl.envs import cartpole, halfcheetah, mountaincar
 from lowrank_rl.rl.models.ensemble_mean import EnsembleMean
@@ -24,9 +24,13 @@ from lowrank_rl.rl.score import Score, cartpole_margin, mountaincar_bonus, total
 from lowrank_rl.tensor import AdamConfig
 
 ENVIRONMENTS = {e.name: e for e in (mountaincar.ENVIRONMENT, cartpole.ENVIRONMENT, halfcheetah.ENVIRONMENT)}
-BEHAVIOUR: dict[str, Callable[[Environment], Policy]] = {"random": lambda environment: Uniform(environment.actions)}
-TEST_POLICIES: dict[str, Callable[[], Policy]] = {
-    "mountaincar": EnergyPumping, "cartpole": Balance, "halfcheetah": CorrelatedTorques}
+# What logs each data set, made from (environment, covariates (N, E))
+BEHAVIOUR: dict[str, Callable[[Environment, Tensor], Policy]] = {
+    "random": lambda environment, covariates: Uniform(environment.actions),
+    "pure": data_policy,
+    "pure-eps-20": partial(data_policy, share=0.2),
+    "pure-eps-40": partial(data_policy, share=0.4),
+}
 SETTINGS = ("best", "paper")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowrank_rl.rl.models.contacts import Contacts
 from lowrank_rl.tensor.bases import PolynomialBasis, SplineBasis
 
 LANES = 128      # plans that are stepped together, so that processors can use vectors
@@ -22,8 +23,8 @@ def fusible(basis: object) -> bool:
 
 
 def rollout_basis(basis: SplineBasis | PolynomialBasis, center: Tensor, scale: Tensor, weight: Tensor, shift: Tensor,
-                  state: Tensor, action: Tensor) -> Tensor:
-    """state += weight[action]' features((state - center) / scale) + shift, H times.
+                  walls: Contacts, state: Tensor, action: Tensor) -> Tensor:
+    """state += weight[action]' features((state - center) / scale) + shift, stopped at the walls, H times.
 
     center, scale, shift (D,), weight (M, B, actions, F, D), state (M, B, D), action (B, C, H) integers
     -> states (M, B, C, H, D) in float32.
@@ -32,17 +33,18 @@ def rollout_basis(basis: SplineBasis | PolynomialBasis, center: Tensor, scale: T
     span = (basis.high - basis.low) * scale
     out = np.empty((len(weight), *action.shape, D), np.float32)
     start, plans = _single(state), np.ascontiguousarray(action.numpy())
+    stops = walls.dimension.numpy(), _single(walls.sign), _single(walls.bound), _single(walls.after)
     if isinstance(basis, SplineBasis):
         gain = basis.cells / span
         table = weight.flatten(3)                                                           # (M, B, A, n0 n1 D)
         _spline(_single(gain), _single(-(center + scale * basis.low) * gain), _single(basis.cells), _single(basis.pieces),
-                _single(table), _single(shift), start, plans, out)
+                _single(table), _single(shift), *stops, start, plans, out)
         return torch.from_numpy(out)
     gain = 2 / span
     monomials, parent, factor = _monomials(basis)
     table = torch.einsum("gf,mbafd->mbagd", torch.from_numpy(monomials), weight)
     _polynomial(_single(gain), _single(-1 - (center + scale * basis.low) * gain), parent, factor,
-                _single(table.mT.flatten(2, 3)), _single(shift), start, plans, out)
+                _single(table.mT.flatten(2, 3)), _single(shift), *stops, start, plans, out)
     return torch.from_numpy(out)
 
 
@@ -73,7 +75,8 @@ def _monomials(basis: PolynomialBasis) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 @numba.njit(cache=True, fastmath=FAST, nogil=True)
 def _spline(gain: np.ndarray, offset: np.ndarray, cells: np.ndarray, pieces: np.ndarray, table: np.ndarray, shift: np.ndarray,
-            state: np.ndarray, action: np.ndarray, out: np.ndarray) -> None:
+            dimension: np.ndarray, sign: np.ndarray, bound: np.ndarray, after: np.ndarray, state: np.ndarray,
+            action: np.ndarray, out: np.ndarray) -> None:
     """table (M, B, A, n0 n1 D): what input 1 meets lies side by side; four splines of each input meet at a place."""
     M, B, C, H, D = out.shape
     zero, one = np.float32(0), np.float32(1)
@@ -115,13 +118,15 @@ def _spline(gain: np.ndarray, offset: np.ndarray, cells: np.ndarray, pieces: np.
                             k += row
                         x[0, lane] += y0
                         x[1, lane] += y1
+                        _stop(x, lane, dimension, sign, bound, after)
                         out[m, b, first + lane, h, 0] = x[0, lane]
                         out[m, b, first + lane, h, 1] = x[1, lane]
 
 
 @numba.njit(cache=True, fastmath=FAST, nogil=True)
 def _polynomial(gain: np.ndarray, offset: np.ndarray, parent: np.ndarray, factor: np.ndarray, table: np.ndarray,
-                shift: np.ndarray, state: np.ndarray, action: np.ndarray, out: np.ndarray) -> None:
+                shift: np.ndarray, dimension: np.ndarray, sign: np.ndarray, bound: np.ndarray, after: np.ndarray,
+                state: np.ndarray, action: np.ndarray, out: np.ndarray) -> None:
     """table (M, B, A D, F)"""
     M, B, C, H, D = out.shape
     F = table.shape[-1]
@@ -147,4 +152,16 @@ def _polynomial(gain: np.ndarray, offset: np.ndarray, parent: np.ndarray, factor
                         k = action[b, first + lane, h] * D
                         for d in range(D):
                             x[d, lane] += y[k + d, lane] + shift[d]
+                        _stop(x, lane, dimension, sign, bound, after)
+                        for d in range(D):
                             out[m, b, first + lane, h, d] = x[d, lane]
+
+
+@numba.njit(inline="always")
+def _stop(x: np.ndarray, lane: int, dimension: np.ndarray, sign: np.ndarray, bound: np.ndarray, after: np.ndarray) -> None:
+    """A state (D, lanes) beyond a wall becomes what it is at it."""
+    for k in range(len(bound)):
+        if (x[dimension[k], lane] - bound[k]) * sign[k] <= 0:
+            for d in range(len(x)):
+                if not np.isnan(after[k, d]):
+                    x[d, lane] = after[k, d]

@@ -6,7 +6,7 @@ which is a functional CP with a categorical agent mode. An ensemble of M such mo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +16,8 @@ from torch import Tensor
 from lowrank_rl import check
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
+from lowrank_rl.rl.models import contacts
+from lowrank_rl.rl.models.contacts import Contacts
 from lowrank_rl.rl.models.fused import WIDEST, rollout_discrete
 from lowrank_rl.rl.models.fused_basis import fusible, rollout_basis
 from lowrank_rl.rl.unroll import rollout
@@ -40,6 +42,7 @@ class PerSimConfig:
     action_hidden: tuple[int, ...] = (256, 256)  # for continuous actions; discrete ones have a row each
     init: str = "nearly_equal"                   # of agent and action rows; "linear" is the paper's
     normalize: bool = True                       # the paper: HalfCheetah only
+    walls: bool = True                           # look for bounds where states stop (contacts.py); the paper does not
     precision: str = "full"                      # of hidden layers; "bfloat16" is faster where they are deep
     adam: AdamConfig = AdamConfig()              # noqa: RUF009 (frozen)
     exact: Exact | None = None                   # for discrete actions: no networks, no gradients
@@ -48,8 +51,8 @@ class PerSimConfig:
 class PerSim:
     """A DynamicsModel whose context is the agent's latent row; if not ``personal``, everybody's is the first."""
 
-    def __init__(self, cp: FunctionalCP, personal: bool) -> None:
-        self.cp, self.module, self.personal = cp, cp.module_, personal
+    def __init__(self, cp: FunctionalCP, personal: bool, walls: Contacts) -> None:
+        self.cp, self.module, self.personal, self.walls = cp, cp.module_, personal, walls
         self.members = cp.members
 
     @property
@@ -75,7 +78,7 @@ class PerSim:
         mixed = context * module.factor(ACTION, action[:, 0] if self._discrete else action)   # (M, B, R)
         basis = module.factor(STATE, state)                                                   # (M, B, D, R)
         delta = module.center + module.scale * (basis @ mixed.unsqueeze(-1)).squeeze(-1)
-        return (state + delta.to(state.dtype)).to(home)
+        return self.walls.to(home).stop((state + delta.to(state.dtype)).to(home))
 
     @torch.no_grad()
     def rollout(self, context: Tensor, state: Tensor, actions: Tensor,
@@ -83,12 +86,12 @@ class PerSim:
         network = self.module.modes[STATE]
         if self._discrete and self.module.center.device.type == "cpu":
             if isinstance(network, Mlp) and len(network.layers) == 2 and state.shape[-1] <= WIDEST:
-                return rollout_discrete(*self._folded(context), state, actions[..., 0])
+                return rollout_discrete(*self._folded(context), self.walls, state, actions[..., 0])
             if isinstance(network, Expansion) and fusible(network.basis):
                 module, shape = self.module, (self.module.outputs, self.module.rank)
                 weight = torch.einsum("mfdr,mbar->mbafd", network.weight.unflatten(-1, shape), self._mixed(context))
-                return rollout_basis(network.basis, module.center1, module.scale1, weight * module.scale, module.center, state,
-                                     actions[..., 0])
+                return rollout_basis(network.basis, module.center1, module.scale1, weight * module.scale, module.center,
+                                     self.walls, state, actions[..., 0])
         here = self.module.center.device
         return rollout(self, context, state.to(here), actions.to(here)).to(state.device)
 
@@ -117,13 +120,15 @@ class PerSim:
 
     def save(self, path: str | Path) -> None:
         tensors, header = self.cp.pack()
-        io.save(path, "PerSim", tensors, {**header, "personal": self.personal})
+        walls = {f"walls.{name}": value for name, value in vars(self.walls).items()}
+        io.save(path, "PerSim", tensors | walls, {**header, "personal": self.personal})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Raises ValueError for a missing, corrupt or foreign file."""
         tensors, header = io.load(path, "PerSim")
-        return cls(FunctionalCP.unpack(path, tensors, header), header["personal"])
+        walls = Contacts(*(tensors.pop(f"walls.{field.name}") for field in fields(Contacts)))
+        return cls(FunctionalCP.unpack(path, tensors, header), header["personal"], walls)
 
 
 def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: PerSimConfig, *, seed: int,
@@ -158,7 +163,17 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
     cp = FunctionalCP([Categorical(agents, init=config.init), state_mode, action_mode], rank=config.rank, outputs=D,
                       output_mode=STATE, members=config.members, normalize=config.normalize,
                       solver=config.exact.solver if config.exact else config.adam, random_state=seed, device=device)
+    walls = contacts.find(data.next_state) if config.walls else contacts.none(D)
+    data = _free(data, walls, agents)
     action = data.action[:, 0] if isinstance(actions, Discrete) else data.action
     agent = data.agent if personal else torch.zeros_like(data.agent)
     cp.fit((agent, data.state, action), data.next_state - data.state, progress=progress, checkpoint=checkpoint)
-    return PerSim(cp, personal)
+    return PerSim(cp, personal, walls)
+
+
+def _free(data: Transitions, walls: Contacts, agents: int) -> Transitions:
+    """The steps that no wall stopped, and all steps of agents who have no others."""
+    free = ~walls.reached(data.next_state).any(-1)
+    stuck = torch.bincount(data.agent[free], minlength=agents) == 0
+    free |= stuck[data.agent]
+    return Transitions(data.agent[free], data.state[free], data.action[free], data.next_state[free])
