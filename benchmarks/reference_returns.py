@@ -1,9 +1,9 @@
 """What a normalised score is measured between: uniformly random actions, and the best return that we can name.
 
-    python benchmarks/reference_returns.py        # two minutes on one core
+    python benchmarks/reference_returns.py        # a minute on one core
 
 MountainCar's best comes from results/mountaincar_optimum.csv; CartPole's is to stand to the end. HalfCheetah has none: nobody
-knows its best, and planning in the true environment finds tumbling at 30 to 70 m/s in the paper and has not been run here.
+knows its best, and planning in the true environment finds tumbling at 36 to 67 m/s in the paper and has not been run here.
 Prints Markdown and writes lowrank_rl/rl/bench/reference_returns.csv, which the benchmark's report reads.
 """
 
