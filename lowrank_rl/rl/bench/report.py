@@ -150,7 +150,7 @@ def _done(cells: list[Cell], records: dict[Cell, Record]) -> list[Record]:
 
 
 def _runs(cells: list[Cell], records: dict[Cell, Record], metric: str) -> Runs:
-    """What one method gave on one agent, by seed: returns of the episodes, or one error. None where it has no such metric."""
+    """What one method gave on one agent, by seed: its episodes' returns, or one error; empty without that metric."""
     done = _done(cells, records)
     if metric == "reward":
         runs = [record.returns for record in done]
