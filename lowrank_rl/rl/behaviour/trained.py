@@ -86,18 +86,23 @@ def nearest(environment: Environment, covariates: Tensor) -> Tensor:
     return torch.cdist(covariates.double() / (high - low), training / (high - low)).argmin(1)
 
 
+def purposes(environment: Environment) -> list[str]:
+    """What its policies are for: each policy-training agent's number, and the test."""
+    return [*(str(number) for number in range(1, len(environment.policy_training_agents) + 1)), TEST]
+
+
 def data_policy(environment: Environment, covariates: Tensor, share: float = 0.0, folder: Path = SHIPPED) -> Trained:
     """What logs ``pure`` data, and ``pure-eps``: with chance ``share`` uniform, otherwise pure.
 
     Raises:
         ValueError: policies missing, corrupt, of another version or for another environment.
     """
-    networks = [load(folder, environment, str(number)) for number in range(1, len(environment.policy_training_agents) + 1)]
+    networks = [load(folder, environment, purpose) for purpose in purposes(environment) if purpose != TEST]
     own = _explores(environment)
     return Trained(networks, nearest(environment, covariates), environment.actions, 1 - (1 - share) * (1 - own))
 
 
-def test_policy(environment: Environment, agents: int, folder: Path = SHIPPED) -> Trained:
+def tester(environment: Environment, agents: int, folder: Path = SHIPPED) -> Trained:
     """What acts while simulators are tested, the same on all agents. Raises ValueError as ``data_policy``."""
     return Trained([load(folder, environment, TEST)], torch.zeros(agents, dtype=torch.int64), environment.actions,
                    _explores(environment))
@@ -114,6 +119,18 @@ def fingerprint(environment: Environment, folder: Path = SHIPPED) -> str:
     for path in sorted(folder.glob(f"{environment.name}-*.safetensors")):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def cards(environment: Environment, folder: Path = SHIPPED) -> str:
+    """A table of the policies in a folder, in Markdown."""
+    lines = ["| policy | trained on | algorithm | steps | mean return | sd | episodes | level | seed |", "|" + "---|" * 9]
+    for purpose in purposes(environment):
+        card = load(folder, environment, purpose).card
+        agent = ", ".join(f"{name} {value:g}" for name, value in zip(environment.covariate_names, card["agent"], strict=True))
+        lines.append(f"| {environment.name} {purpose} | {agent} | {card['algorithm']} | {card['steps']} | "
+                     f"{card['mean_return']:.1f} | {card['sd_return']:.1f} | {card['episodes']} | {card['level']:g} | "
+                     f"{card['seed']} |")
+    return "\n".join(lines)
 
 
 def path_of(folder: Path, environment: Environment, purpose: str) -> Path:

@@ -19,7 +19,7 @@ import torch
 from lowrank_rl import check, rng
 from lowrank_rl.files import whole
 from lowrank_rl.rl import data, evaluate
-from lowrank_rl.rl.behaviour.trained import fingerprint, test_policy
+from lowrank_rl.rl.behaviour.trained import fingerprint, tester
 from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.bench.store import Cell, Record
 from lowrank_rl.rl.contracts import DynamicsModel
@@ -186,7 +186,7 @@ def run_cell(out: Path, cell: Cell, device: str, say: Say) -> Record:
         model = load_model(out, cell)
         model.module.to(device)
         say("prediction error", 0.0)
-        error = evaluate.prediction_error(environment, model, covariates, [number], test_policy(environment, budget.agents),
+        error = evaluate.prediction_error(environment, model, covariates, [number], tester(environment, budget.agents),
                                           episodes=budget.error_episodes, seed=cell.seed)[number]
         _save_trace(trace_path(out, cell), error)
         results |= {"rmse": error.rmse, "r2": error.r2, "error_episodes": error.episodes,
