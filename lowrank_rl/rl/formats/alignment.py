@@ -92,7 +92,8 @@ def _check_reward(episodes: Episodes, environment: Environment, where: Where) ->
         return
     guess = ""
     for row, found, time in _shifts(episodes.start):
-        if wrong[found].any() and _close(got[found], due[row]).all():     # constant rewards would fit any shift
+        varied = wrong[found].any() and np.ptp(got[found]) > 0      # constant rewards fit any shift
+        if varied and _close(got[found], due[row]).all():
             guess = f", as if rewards stood one row too {time}"
         elif wrong[row].any() and _close(got[row], environment.reward(state[row], action[found], next_state[row])).all():
             guess = f", as if actions stood one row too {time}"

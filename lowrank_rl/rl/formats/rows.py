@@ -148,11 +148,11 @@ def _numbers_of_agents(column: np.ndarray, labels: Mapping[int, Any] | None, kee
     return number[numbered(name, parts, known)[1]], dict(labels)
 
 
-def _times(column: Any) -> np.ndarray:
+def _times(column: pandas.Series) -> np.ndarray:
     """(rows,) float64; dates in seconds from the first."""
-    array = np.asarray(column)
+    array = column.to_numpy("datetime64[ns]") if column.dtype.kind == "M" else np.asarray(column)
     if array.dtype.kind in "mM":
-        array = (array - array.min()) / np.timedelta64(1, "s")      # NaN all over where a date is missing
+        array = (array - np.fmin.reduce(array)) / np.timedelta64(1, "s")      # NaN where a date is missing
     time = numbers("column 'time'", array)
     check.finite("column 'time'", time)
     return time
