@@ -81,7 +81,7 @@ def from_minari(dataset: str | minari.MinariDataset, environment: Environment | 
     try:
         dataset = minari.load_dataset(dataset) if isinstance(dataset, str) else dataset
         metadata, logged = dataset.storage.metadata, list(dataset.iterate_episodes())
-    except (OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError, MemoryError) as error:
         raise ValueError(f"{name}: expected a Minari data set, got a corrupt or truncated one ('{error}'); get or make it "
                          "again") from error
     try:
@@ -93,8 +93,8 @@ def from_minari(dataset: str | minari.MinariDataset, environment: Environment | 
 def _episodes(dataset: minari.MinariDataset, metadata: dict[str, Any], logged: list[minari.EpisodeData],
               environment: Environment | None, agent: np.ndarray | None) -> Episodes:
     own = metadata.get("lowrank_rl", {})
-    if environment and own and own["environment"] != environment.name:
-        raise ValueError(f"environment: expected {own['environment']!r}, whose data these are, got {environment.name!r}")
+    if environment and own and own.get("environment") != environment.name:
+        raise ValueError(f"environment: expected {own.get('environment')!r}, whose data these are, got {environment.name!r}")
     if not logged:
         raise ValueError("episodes: expected at least one, got none")
     kind = environment.actions if environment else _kind(dataset.action_space)

@@ -9,6 +9,8 @@ action and reward are blank, the state that it reached.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,9 +85,9 @@ def to_frame(episodes: Episodes, columns: Columns | None = None) -> pandas.DataF
         "reward": episodes.reward, "terminated": terminated, "truncated": truncated,
         **dict(zip(columns.next_state, episodes.next_state.T, strict=True)),
         **dict(zip(columns.covariates, np.repeat(episodes.covariates, lengths, axis=0).T, strict=True))})
-    named = {name: list(getattr(columns, name)) for name in sizes}
-    frame.attrs["lowrank_rl"] = {"schema": SCHEMA, "environment": episodes.environment, "policy": episodes.policy,
-                                 "seed": episodes.seed, "columns": named}
+    about = {"schema": SCHEMA, "environment": episodes.environment, "policy": episodes.policy, "seed": episodes.seed,
+             "columns": {name: list(getattr(columns, name)) for name in sizes}}
+    frame.attrs["lowrank_rl"] = {**about, "digest": _digest(about)}
     return frame
 
 
@@ -160,7 +162,7 @@ def from_parquet(path: str | Path, columns: Columns | None = None, *, environmen
         raise ValueError(f"{path}: expected a parquet file, got no such file")
     try:
         frame = pandas.read_parquet(path, engine="pyarrow", page_checksum_verification=True, partitioning=None)
-    except (OSError, ValueError, KeyError, TypeError) as error:     # pyarrow's own are among them
+    except (OSError, ValueError, LookupError, TypeError, NotImplementedError) as error:     # pyarrow's own are such
         raise ValueError(f"{path}: expected a parquet file, got a corrupt or truncated one ({str(error).splitlines()[0]}); "
                          "restore it or make it again") from error
     try:
@@ -190,10 +192,18 @@ def _about(frame: pandas.DataFrame, environment: Environment | None) -> dict[str
         return None
     if not isinstance(about, dict) or about.get("schema") != SCHEMA:
         raise ValueError(f"table: expected one of schema {SCHEMA}, got {about!r}; write it again")
+    if about.get("digest") != _digest(about):      # Parquet has no checksum of these
+        raise ValueError("table: expected its attrs as they were written, got others; write it again, and change Episodes "
+                         "instead with dataclasses.replace")
     if environment and about["environment"] != environment.name:
         raise ValueError(f"environment: expected {about['environment']!r}, whose data these are, got {environment.name!r}; "
                          "pass that, or clear frame.attrs if they are not")
     return about
+
+
+def _digest(about: dict[str, Any]) -> str:
+    known = {name: value for name, value in about.items() if name != "digest"}
+    return hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _columns(frame: pandas.DataFrame, columns: Columns | None, own: dict[str, Any] | None,
