@@ -21,7 +21,7 @@ ENDS = ("done", "dones", "terminal", "terminals")      # columns that do not say
 NUMBER_THEM = 'frame["episode"] = frame.groupby("agent")["time"].transform(lambda t: (t.diff() <= 0).cumsum())'
 ADD_IT = {
     "time": 'add it: frame["time"] = frame.groupby("agent").cumcount(), if rows are in order and none is missing',
-    "reward": "add it (zeros will do for learning simulators), or pass the environment if it is one of ours",
+    "reward": 'add it; learning simulators needs none, so frame["reward"] = 0 * frame[<an action\'s column>] will do',
     "terminated": "add it: True in an episode's last step if that reached an end, False everywhere else",
 }
 
@@ -99,7 +99,7 @@ def check_names(frame: pandas.DataFrame, state: Sequence[str], action: Sequence[
             raise ValueError("columns: expected 'terminated' (an end was reached) and 'truncated' (a limit cut the episode "
                              f"off), got {name!r}, which may mean either; split it")
     chained = any(name in frame for name in next_state)
-    needed = ["agent", "time", *state, *action, *covariates, *(["reward"] if with_reward else []), "terminated",
+    needed = ["agent", "time", *state, *action, *covariates, "terminated", *(["reward"] if with_reward else []),
               *(next_state if chained else [])]
     for name in needed:
         if name not in frame:

@@ -220,6 +220,12 @@ def test_times_are_numbers_or_dates_in_even_steps(times):
     assert equal(from_frame(complete().assign(time=times), PATIENT)[0], from_frame(complete(), PATIENT)[0])
 
 
+def test_no_rewards_can_be_said_in_a_line():
+    for table in (visits(), complete()):
+        table["reward"] = 0 * table["dose"]
+        assert from_frame(table, PATIENT)[0].reward.tolist() == [0, 0, 0]
+
+
 def test_kinds_of_actions():
     frame = complete()
     assert from_frame(frame, Columns(["pulse"], ["dose"]))[0].action.dtype == np.int64
@@ -287,7 +293,7 @@ def gap(frame):
     (complete, drop("pulse"), r"columns: expected 'agent', .*, got none called 'pulse'; rename yours, or say in Columns\("),
     (complete, drop("agent"), "got none called 'agent'"),
     (complete, drop("time"), r"got none called 'time'; add it: frame\[.time.\] = .*cumcount\(\)"),
-    (complete, drop("reward"), "got none called 'reward'; add it .zeros will do"),
+    (complete, drop("reward"), r"got none called 'reward'; add it; learning .*, so frame\[.reward.\] = 0 \* frame\["),
     (complete, drop("terminated"), "got none called 'terminated'; add it: True in an episode's last step"),
     (complete, lambda f: f.rename(columns={"terminated": "done"}),
      "'terminated' .* and 'truncated' .*, got 'done', which may mean either; split it"),
