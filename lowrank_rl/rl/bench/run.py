@@ -134,9 +134,10 @@ def train(out: Path, cell: Cell, device: str, say: Say) -> None:
     config = cases.learning(cell.settings, cell.environment, budget)
     episodes = load_data(out, cell)
 
+    what, last = ("sweep", config.exact.solver.sweeps) if config.exact else ("epoch", config.adam.epochs)
+
     def progress(entry: dict) -> None:
-        say(f"training, epoch {entry['epoch']}/{config.adam.epochs}, loss {entry['loss']:.2e}",
-            entry["epoch"] / config.adam.epochs)
+        say(f"training, {what} {entry['epoch']}/{last}, loss {entry['loss']:.2e}", entry["epoch"] / last)
 
     check.writable_folder(path.parent)
     model = fit_persim(episodes.transitions(), budget.agents, environment.actions, config,
