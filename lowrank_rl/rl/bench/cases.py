@@ -58,7 +58,7 @@ LEARNING = {
     # Exact solves of data without noise: one simulator is enough, the best of a few starts. What was tried: docs/simulators.md
     ("best", "mountaincar"): PerSimConfig(rank=3, members=1, exact=Exact(Spline(2, (32, 4)), ALSConfig(tol=0.008, spare=3))),
     ("best", "cartpole"): PerSimConfig(rank=5, members=1, exact=Exact(
-        Polynomial(4, 3), ALSConfig(sweeps=100, regularization=1e-10, tol=0.01, spare=2))),
+        Polynomial(4, 3), ALSConfig(sweeps=100, regularization=1e-10, tol=0.01, spare=4))),
     # start and rate by held-out transitions (results/learning_settings.csv), where two starts tie within noise
     ("best", "halfcheetah"): PerSimConfig(rank=15, init="linear", state_hidden=(256,) * 4, precision="bfloat16",
                                           adam=AdamConfig(epochs=60, batch=512, learning_rate=3e-3)),
