@@ -183,7 +183,8 @@ def test_icem_finds_the_top_of_a_hill_inside_and_at_the_bound():
 def test_icem_by_a_loop_over_what_it_tried():
     """Pinneri and others 2020, algorithm 1: fewer fresh plans each round, then kept elites and the mean; the best of all."""
     wide = Box(-1e3, 1e3, 2)
-    config = ICEMConfig(horizon=4, candidates=4000, elites=8, rounds=4, decay=2.0, colour=1.0, kept=0.25, smoothing=0.2, spread=0.7)
+    config = ICEMConfig(horizon=4, candidates=4000, elites=8, rounds=4, decay=2.0, colour=1.0, kept=0.25, smoothing=0.2,
+                        spread=0.7)
     memory = 3 * torch.randn((1, 3, 4, 2), generator=stream(0, "memory"), dtype=torch.float64)      # a mean and two elites
     spy = Spy(near(torch.tensor([0.5, -2.0], dtype=torch.float64)))
     plan = icem(spy, wide, config, memory=memory, generators=streams(1))
