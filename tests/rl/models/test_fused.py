@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_rl.rl.models.fused import WIDEST, rollout_discrete
+from lowrank_rl.rl.models.fused import WIDEST, rollout_network
 from lowrank_rl.rng import stream
 
 M, B, C, H, K, ACTIONS = 2, 3, 4, 6, 9, 3
@@ -15,46 +15,54 @@ def layers(D, dtype=torch.float64):
 
     def normal(*shape):
         return torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
-    return (normal(M, D, K), normal(M, K), 0.1 * normal(M, B, ACTIONS, D, K), 0.1 * normal(M, B, ACTIONS, D), normal(M, B, D),
+    return (normal(M, D, K), normal(M, K), 0.1 * normal(M, B, ACTIONS, K, D), 0.1 * normal(M, B, ACTIONS, D), normal(M, B, D),
             torch.randint(ACTIONS, (B, C, H), generator=draw))
 
 
 def slow(weight, bias, out_weight, out_bias, state, action):
     weight, bias, out_weight, out_bias, state, action = (x.numpy() for x in (weight, bias, out_weight, out_bias, state, action))
-    out = np.empty((M, *action.shape, state.shape[-1]), weight.dtype)
+    out = np.empty((M, B, C, H + 1, state.shape[-1]), weight.dtype)
     for m in range(M):
         for b in range(B):
             for c in range(C):
-                x = state[m, b]
-                for h in range(action.shape[2]):
+                x = out[m, b, c, 0] = state[m, b]
+                for h in range(H):
                     a = action[b, c, h]
-                    x = x + out_weight[m, b, a] @ np.maximum(x @ weight[m] + bias[m], 0) + out_bias[m, b, a]
-                    out[m, b, c, h] = x
+                    x = x + np.maximum(x @ weight[m] + bias[m], 0) @ out_weight[m, b, a] + out_bias[m, b, a]
+                    out[m, b, c, h + 1] = x
     return out
 
 
 @pytest.mark.parametrize("D", range(1, WIDEST + 1))
 def test_every_width_of_state(D):
     parts = layers(D)
-    np.testing.assert_allclose(rollout_discrete(*parts).numpy(), slow(*parts), atol=1e-12, rtol=1e-12)
+    np.testing.assert_allclose(rollout_network(*parts).numpy(), slow(*parts), atol=1e-12, rtol=1e-12)
 
 
 def test_float32_stays_float32():
     parts = layers(2, torch.float32)
-    out = rollout_discrete(*parts)
+    out = rollout_network(*parts)
     assert out.dtype == torch.float32
     np.testing.assert_allclose(out.numpy(), slow(*parts), atol=1e-4, rtol=1e-4)
     wide = parts[4].double()                                   # the weights decide, not the state
-    assert torch.equal(rollout_discrete(*parts[:4], wide, parts[5]), out)
+    assert torch.equal(rollout_network(*parts[:4], wide, parts[5]), out)
+
+
+@pytest.mark.parametrize("D", [2, 4])
+def test_a_trajectory_does_not_depend_on_its_neighbours(D):
+    *parts, action = layers(D, torch.float32)
+    whole = rollout_network(*parts, action)
+    for c in range(C):
+        assert torch.equal(rollout_network(*parts, action[:, c:c + 1])[:, :, 0], whole[:, :, c])
 
 
 def test_any_layout_in_memory():
     parts = layers(3)
     turned = [x.transpose(0, -1).contiguous().transpose(0, -1) for x in parts]
-    assert torch.equal(rollout_discrete(*turned), rollout_discrete(*parts))
+    assert torch.equal(rollout_network(*turned), rollout_network(*parts))
     everywhere = parts[4][:1, :1].expand(M, B, 3)              # as MPC gives the start: one state for all members
-    assert torch.equal(rollout_discrete(*parts[:4], everywhere, parts[5]),
-                       rollout_discrete(*parts[:4], everywhere.clone(), parts[5]))
+    assert torch.equal(rollout_network(*parts[:4], everywhere, parts[5]),
+                       rollout_network(*parts[:4], everywhere.clone(), parts[5]))
 
 
 @pytest.mark.parametrize("where", [0, 1])
@@ -65,9 +73,9 @@ def test_no_lost_state_comes_back(where, bad):
     parts[4][1, 2, where] = bad
     with np.errstate(invalid="ignore"):
         expected = slow(*parts)
-    out = rollout_discrete(*parts).numpy()
+    out = rollout_network(*parts).numpy()
     assert np.array_equal(np.isfinite(out), np.isfinite(expected))
-    assert not np.isfinite(out[1, 2]).any(-1).all()
+    assert not np.isfinite(out[1, 2]).all(-1).any()
     keep = np.isfinite(expected)
     np.testing.assert_allclose(out[keep], expected[keep], atol=1e-12, rtol=1e-12)
 
@@ -75,6 +83,6 @@ def test_no_lost_state_comes_back(where, bad):
 def test_nan_in_a_weight_is_not_swallowed_either():
     parts = layers(2)
     parts[0][0, 0, 3] = torch.nan
-    out = rollout_discrete(*parts)
-    assert out[0].isnan().all()
+    out = rollout_network(*parts)
+    assert out[0, ..., 1:, :].isnan().all()
     assert out[1].isfinite().all()

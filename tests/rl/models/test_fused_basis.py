@@ -25,12 +25,12 @@ def problem(basis, D: int, C: int, size: float = 0.02):
 
 
 def slow(basis, center, scale, weight, shift, state, action):
-    out = torch.empty((M, *action.shape, state.shape[-1]), dtype=torch.float64)
+    out = torch.empty((M, B, action.shape[1], H + 1, state.shape[-1]), dtype=torch.float64)
     for m, b, c in np.ndindex(M, B, action.shape[1]):
-        x = state[m, b]
+        x = out[m, b, c, 0] = state[m, b]
         for h in range(H):
             x = x + basis((x - center)[None] / scale)[0] @ weight[m, b, action[b, c, h]] + shift
-            out[m, b, c, h] = x
+            out[m, b, c, h + 1] = x
     return out
 
 
@@ -59,9 +59,29 @@ def test_another_actions_infinity_spoils_nothing():
     assert rollout_basis(*parts).isfinite().all()
     parts[-1][0, 1, 2] = 2                                     # a plan that takes it runs away, and no other
     lost = ~rollout_basis(*parts).isfinite().all(-1)
-    assert lost[:, 0, 1, 3:].all()
+    assert lost[:, 0, 1, 4:].all()
     lost[:, 0, 1] = False
     assert not lost.any()
+
+
+@pytest.mark.parametrize("basis", [SplineBasis((6, 4), 3), PolynomialBasis(3, 3)], ids=repr)
+def test_a_trajectory_does_not_depend_on_its_neighbours(basis):
+    *parts, action = problem(basis, len(basis.low), LANES + 5)
+    whole = rollout_basis(*parts, action)
+    for first, last in ((0, 1), (3, LANES), (LANES - 7, LANES + 5)):
+        assert torch.equal(rollout_basis(*parts, action[:, first:last]), whole[:, :, first:last])
+
+
+@pytest.mark.parametrize("basis", [SplineBasis((6, 4), 3), PolynomialBasis(2, 3)], ids=repr)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_no_lost_state_comes_back(basis, bad):
+    parts = problem(basis, 2, 5)
+    sane = rollout_basis(*parts)
+    parts[5][1, 2, 1] = bad
+    out = rollout_basis(*parts)
+    assert not out[1, 2].isfinite().all(-1).any()
+    out[1, 2] = sane[1, 2]
+    assert torch.equal(out, sane)
 
 
 def test_any_layout_in_memory():
