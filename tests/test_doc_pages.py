@@ -1,4 +1,5 @@
-"""The pages of docs/tools and docs/theory: their code runs as printed, and prints what they say; links and pictures exist."""
+"""docs/data.md and the pages of docs/tools and docs/theory: code runs as printed, and prints what they say; links and pictures
+exist."""
 
 import contextlib
 import importlib.util
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-TOOLS = [page for page in sorted((DOCS / "tools").glob("*.md")) if page.stem != "README"]
+TOOLS = [DOCS / "data.md", *(page for page in sorted((DOCS / "tools").glob("*.md")) if page.stem != "README")]
 THEORY = [page for page in sorted((DOCS / "theory").glob("*.md")) if "```python" in page.read_text()]
-ALL = sorted(path for folder in ("tools", "theory") for path in (DOCS / folder).glob("*.md"))
+ALL = [DOCS / "data.md", *sorted(path for folder in ("tools", "theory") for path in (DOCS / folder).glob("*.md"))]
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
 PICTURE = re.compile(r"savefig\(\"([^\"]+)\"")
 LONG = {"foldin"}   # pages whose first output takes more than a few seconds
@@ -21,7 +22,7 @@ MINUTES = {"foldin", "functional", "intervals"}   # pages that take minutes: onl
 
 @pytest.fixture
 def pages(monkeypatch, tmp_path):
-    """The module that runs pages; pictures land in tmp_path/images."""
+    """The module that runs pages; pictures land in tmp_path/images, data sets in tmp_path/tools."""
     pytest.importorskip("matplotlib").use("Agg")
     spec = importlib.util.spec_from_file_location("doc_pages", DOCS / "tools" / "patterns.py")
     module = importlib.util.module_from_spec(spec)
@@ -29,6 +30,7 @@ def pages(monkeypatch, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "tools").mkdir()
     monkeypatch.chdir(tmp_path / "tools")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "tools"))
     yield module
     import matplotlib.pyplot as plt
 
@@ -82,7 +84,7 @@ def test_the_example_of_a_theory_page_prints_what_the_page_says(page):
 @pytest.mark.parametrize("page", TOOLS, ids=ids(TOOLS))
 def test_every_page_has_its_script_and_filled_outputs(page, pages):
     assert page.with_suffix(".py").exists()
-    assert f"python docs/tools/{page.stem}.py" in page.read_text()
+    assert f"python {page.with_suffix('.py').relative_to(DOCS.parent)}" in page.read_text()
     text = page.read_text()
     found = list(pages.PART.finditer(text))
     assert len(found) == text.count("```python")

@@ -1,4 +1,4 @@
-"""Logged trajectories: collect them from the true environments, save, load, describe.
+"""Logged trajectories: collect them from the true environments, save, load.
 
 One trajectory per agent is all that the simulators get; the covariates ride along for evaluation only.
 """
@@ -127,6 +127,16 @@ def collect(environment: Environment, covariates: Tensor, agent: Tensor, policy:
                     next_state.numpy(), environment.reward(state, action, next_state).numpy(), terminated.numpy())
 
 
+def check_episodes(episodes: Episodes) -> None:
+    """Refuse what would not come back from a file: rows of an episode that do not follow each other, NaN or Inf."""
+    inside = np.setdiff1d(np.arange(len(episodes.state)), episodes.start[1:] - 1)
+    if not np.array_equal(episodes.next_state[inside], episodes.state[inside + 1]):
+        raise ValueError("next_state: expected each row's to be the following row's state within an episode, got others; "
+                         "cut the episodes where steps are missing")
+    for name in ("covariates", "state", "action", "next_state", "reward"):
+        check.finite(name, getattr(episodes, name))
+
+
 def save(path: str | Path, episodes: Episodes) -> None:
     """Write one .npz: the arrays and a ``header.json``. It appears whole or not at all.
 
@@ -134,12 +144,7 @@ def save(path: str | Path, episodes: Episodes) -> None:
         ValueError: rows of an episode that do not follow each other, NaN or Inf, or the place cannot be written; an
             older file of that name is untouched.
     """
-    inside = np.setdiff1d(np.arange(len(episodes.state)), episodes.start[1:] - 1)
-    if not np.array_equal(episodes.next_state[inside], episodes.state[inside + 1]):
-        raise ValueError("next_state: expected each row's to be the following row's state within an episode, got others; "
-                         "cut the episodes where steps are missing")
-    for name in ("covariates", "state", "action", "next_state", "reward"):
-        check.finite(name, getattr(episodes, name))
+    check_episodes(episodes)
     header = {"schema": SCHEMA, "environment": episodes.environment, "policy": episodes.policy, "seed": episodes.seed}
     last = episodes.start[1:] - 1
     arrays = {"covariates": episodes.covariates, "agent": episodes.agent, "start": episodes.start,
@@ -191,27 +196,6 @@ def load(path: str | Path) -> Episodes:
     next_state[:-1] = state[1:]
     next_state[start[1:] - 1] = last_state
     return Episodes(**known, next_state=next_state, **arrays)
-
-
-def card(episodes: Episodes, environment: Environment) -> str:
-    """What is in a data set, in plain lines: agents, steps, lengths, rewards, ranges (compare the paper's Table 5)."""
-    lengths, returns = episodes.lengths, episodes.returns
-    tests = ", ".join(f"{x:.4g}" for x in returns[episodes.agent < len(environment.test_agents)])
-    lines = [
-        f"data set      {episodes.environment} / {episodes.policy}, seed {episodes.seed}",
-        f"agents        {len(set(episodes.agent.tolist()))}, episodes {len(episodes)}, transitions {len(episodes.state)}",
-        f"length        mean {lengths.mean():.1f}, from {lengths.min()} to {lengths.max()} steps; "
-        f"{episodes.terminated.mean():.1%} reached an end",
-        f"return        mean {returns.mean():.2f}, sd {returns.std():.2f}, from {returns.min():.4g} to {returns.max():.4g}; "
-        f"test agents {tests}",
-    ]
-    columns = [(name, episodes.state[:, i]) for i, name in enumerate(environment.state_names)]
-    columns += [(f"action {i}", episodes.action[:, i]) for i in range(episodes.action.shape[1])]
-    columns += [(name, episodes.covariates[:, i]) for i, name in enumerate(environment.covariate_names)]
-    width = max(len(name) for name, _ in columns)
-    lines += [f"  {name:<{width}}  {x.min():>10.4g} .. {x.max():<10.4g} mean {x.mean():>10.4g}  sd {x.std():.4g}"
-              for name, x in columns]
-    return "\n".join(lines)
 
 
 def _episode_generators(environment: Environment, agent: Tensor, seed: int, what: str) -> list[torch.Generator]:

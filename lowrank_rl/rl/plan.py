@@ -4,6 +4,7 @@
 plans do not depend on the episodes planned beside it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,6 +57,31 @@ class CEMConfig:
             raise ValueError(f"spread: expected 0 < low <= high, got {self.spread}")
 
 
+@dataclass(frozen=True)
+class ICEMConfig:
+    horizon: int = 30                    # H
+    candidates: int = 100                # C, fresh plans of the first round
+    elites: int = 10                     # plans to which the Gaussian is refitted
+    rounds: int = 3
+    decay: float = 1.25                  # each round draws so many times fewer fresh plans, but at least twice the elites
+    colour: float = 0.5                  # spectral density of the noise over time ~ frequency ** -colour; 0: white
+    kept: float = 0.3                    # share of the elites that stay candidates, in the next round and the next decision
+    smoothing: float = 0.1               # share of the old mean and deviation kept at each refit
+    spread: float = 0.5                  # deviation of the first round
+
+    def __post_init__(self) -> None:
+        check.count("horizon", self.horizon, 2)
+        check.count("rounds", self.rounds)
+        if not 2 <= self.elites <= self.candidates:
+            raise ValueError(f"elites: expected 2..{self.candidates} (candidates), got {self.elites}")
+        for name, low, high in (("smoothing", 0, 1), ("kept", 0, 1)):
+            if not low <= getattr(self, name) < high:
+                raise ValueError(f"{name}: expected a share in [0, 1), got {getattr(self, name)}")
+        for name, low in (("decay", 1), ("colour", 0), ("spread", 1e-6)):
+            if not low <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a number >= {low}, got {getattr(self, name)}")
+
+
 def random_shooting(score: PlanScore, actions: Discrete, config: ShootingConfig, *, memory: Tensor | None,
                     generators: list[torch.Generator]) -> Plan:
     """The best of C random plans; the last plan, shifted by a step, is one of them (reference code of PerSim, ``mpc``)."""
@@ -96,6 +122,56 @@ def cem(score: PlanScore, actions: Box, config: CEMConfig, *, memory: Tensor | N
         mean = keep * mean + (1 - keep) * elite_mean
         deviation = keep * deviation + (1 - keep) * elite_deviation
     return Plan(elite_mean, mean, failures)
+
+
+def icem(score: PlanScore, actions: Box, config: ICEMConfig, *, memory: Tensor | None,
+         generators: list[torch.Generator]) -> Plan:
+    """Improved cross-entropy method (Pinneri and others, CoRL 2020): noise that is coloured over time moves joints farther than
+    white noise does, elites stay candidates, and later rounds draw fewer plans.
+
+    The chosen plan is the best of all rounds; the memory is the mean and the kept elites, (B, 1 + kept, H, A).
+    """
+    B, H, A = len(generators), config.horizon, actions.size
+    kept = round(config.kept * config.elites)
+    options = {"dtype": torch.float64, "device": generators[0].device}
+    mean, old = torch.zeros((B, H, A), **options), torch.zeros((B, 0, H, A), **options)
+    if memory is not None:      # a step later; the last action is held
+        memory = torch.cat([memory[:, :, 1:], memory[:, :, -1:]], dim=2)
+        mean, old = memory[:, 0], memory[:, 1:]
+    deviation = torch.full((B, H, A), config.spread, **options)
+    rows, failures = torch.arange(B), 0
+    best, best_value = mean, torch.full((B,), -torch.inf, **options)
+    for number in range(config.rounds):
+        count = max(2 * config.elites, round(config.candidates / config.decay**number))
+        noise = torch.stack([_coloured(count, H, A, config.colour, g) for g in generators])
+        plans = (mean[:, None] + deviation[:, None] * noise).clamp(actions.low, actions.high)
+        plans = torch.cat([plans, old, mean[:, None]], dim=1)
+        value, bad = _finite_scores(score, plans)
+        failures += bad
+        high, top = value.topk(config.elites, dim=1)
+        top = top.where(high > -torch.inf, top[:, :1])                          # too few finite: the best in their stead
+        elites = plans[rows[:, None], top]                                      # (B, elites, H, A), the best first
+        better = high[:, 0].double() > best_value
+        best = torch.where(better[:, None, None], elites[:, 0], best)
+        best_value = torch.where(better, high[:, 0].double(), best_value)
+        mean = config.smoothing * mean + (1 - config.smoothing) * elites.mean(1)
+        deviation = config.smoothing * deviation + (1 - config.smoothing) * elites.std(1)
+        old = elites[:, :kept]
+    return Plan(best, torch.cat([mean[:, None], old], dim=1), failures)
+
+
+def _coloured(count: int, H: int, A: int, colour: float, generator: torch.Generator) -> Tensor:
+    """Noise of mean 0 and variance 1 whose spectral density over H steps falls as frequency ** -colour (Timmer & Koenig,
+    Astronomy and Astrophysics 300, 1995), (count, H, A)."""
+    options = {"dtype": torch.float64, "device": generator.device}
+    size = torch.fft.rfftfreq(H, **options).clamp_min(1 / H) ** (-colour / 2)
+    real, imaginary = torch.randn((2, count, A, len(size)), generator=generator, **options) * size
+    once = [0, *[-1] * (H % 2 == 0)]           # the mean and, of an even H, the highest frequency have no phase,
+    real[..., once] *= math.sqrt(2)            # only a real part
+    times = torch.full_like(size, 2.0)
+    times[once] = 1
+    deviation = (2 * times @ size.square()).sqrt() / H
+    return (torch.fft.irfft(torch.complex(real, imaginary), n=H, dim=-1) / deviation).mT
 
 
 def _random_plans(actions: Discrete, config: ShootingConfig, generator: torch.Generator) -> Tensor:

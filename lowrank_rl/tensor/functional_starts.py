@@ -31,7 +31,8 @@ class Starts:
         state = start(module, coordinates, target, regularization, count, weight, generator, at_once=count if together else 1)
         self.groups = [state] if together else [state.part(torch.tensor([i])) for i in range(count)]
         rows = with_prior(module) if priors else []
-        # for those that end in a false minimum, if each is on its own: with what they begin anew
+        # with what those that end in a false minimum begin anew, if each is on its own
+        self._each = each
         self._beginnings = [] if together else [{name: value.clone() for name, value in group.tensors().items()}
                                                 for group in self.groups]
         self._reserve = [random_weights(module, target.shape[1], AGAIN_AT_MOST, generator) for _ in self._beginnings]
@@ -60,12 +61,16 @@ class Starts:
         return max(steps, key=len)
 
     def _renew_lost(self, number: int) -> None:
-        """Starts that stand still far above another's loss begin anew."""
-        lowest = float(self.losses().min())
+        """Starts that stand still far above another's loss go on from that one's weights, or, if it is of the same member
+        and would only be found twice, from others at random."""
+        losses = self.losses()
+        best = int(losses.argmin())
         lost = [i for i, pace in enumerate(self.paces)
-                if self._reserve and self._used[i] < AGAIN_AT_MOST and pace.lost(lowest, number)]
+                if self._reserve and self._used[i] < AGAIN_AT_MOST and pace.lost(float(losses[best]), number)]
         for i in lost:
-            self.groups[i].renew([w[self._used[i]:self._used[i] + 1] for w in self._reserve[i]], self._beginnings[i])
+            fresh = [w[self._used[i]:self._used[i] + 1] for w in self._reserve[i]]
+            same = i // self._each == best // self._each
+            self.groups[i].renew(fresh if same else self.groups[best].weights, self._beginnings[i])
             self.paces[i].renew(number)
             self._used[i] += 1
         self._side_by_side(lambda i: solve(self.groups[i], self.output_mode), lost)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lowrank_rl.rl.contracts import Box, Discrete, Environment
-from lowrank_rl.rl.data import Episodes, agents, card, collect, load, save
+from lowrank_rl.rl.data import Episodes, agents, collect, load, save
 from lowrank_rl.rl.envs import cartpole, mountaincar
 from lowrank_rl.rl.policies.uniform import Uniform
 
@@ -396,15 +396,3 @@ def test_a_place_below_a_file_is_refused(saved):
     with pytest.raises(ValueError, match="expected a place that can be written"):
         save(path / "below.npz", episodes)
     assert equal(load(path), episodes)
-
-
-def test_the_card_says_what_is_in_the_data():
-    episodes = walked(plays([1, 0, 2, 0, 0, 0], [0, 1, 2, 0, 0, 0]), gains(1, 2))
-    text = card(episodes, WALK)
-    for words in ("walk / test, seed 0", "agents        2, episodes 2, transitions 9", "mean 4.5, from 3 to 6 steps",
-                  "50.0% reached an end", "mean 10.70, sd 3.00, from 7.7 to 13.7; test agents 13.7, 7.7"):
-        assert words in text
-    lines = {line.split()[0]: line.split()[1:] for line in text.splitlines()[4:]}
-    assert lines["x"] == ["0", "..", "3", "mean", f"{13 / 9:.4g}", "sd", f"{np.std([0, 1, 1, 3, 3, 3, 0, 0, 2]):.4g}"]
-    assert lines["gain"][:3] == ["1", "..", "2"]
-    assert "action 0" in text

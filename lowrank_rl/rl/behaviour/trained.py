@@ -4,8 +4,10 @@ A data set's policy is, for each agent, the one trained on the nearest of a few 
 was trained on the default agent and acts on everybody.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -84,18 +86,23 @@ def nearest(environment: Environment, covariates: Tensor) -> Tensor:
     return torch.cdist(covariates.double() / (high - low), training / (high - low)).argmin(1)
 
 
+def purposes(environment: Environment) -> list[str]:
+    """What its policies are for: each policy-training agent's number, and the test."""
+    return [*(str(number) for number in range(1, len(environment.policy_training_agents) + 1)), TEST]
+
+
 def data_policy(environment: Environment, covariates: Tensor, share: float = 0.0, folder: Path = SHIPPED) -> Trained:
     """What logs ``pure`` data, and ``pure-eps``: with chance ``share`` uniform, otherwise pure.
 
     Raises:
         ValueError: policies missing, corrupt, of another version or for another environment.
     """
-    networks = [load(folder, environment, str(number)) for number in range(1, len(environment.policy_training_agents) + 1)]
+    networks = [load(folder, environment, purpose) for purpose in purposes(environment) if purpose != TEST]
     own = _explores(environment)
     return Trained(networks, nearest(environment, covariates), environment.actions, 1 - (1 - share) * (1 - own))
 
 
-def test_policy(environment: Environment, agents: int, folder: Path = SHIPPED) -> Trained:
+def tester(environment: Environment, agents: int, folder: Path = SHIPPED) -> Trained:
     """What acts while simulators are tested, the same on all agents. Raises ValueError as ``data_policy``."""
     return Trained([load(folder, environment, TEST)], torch.zeros(agents, dtype=torch.int64), environment.actions,
                    _explores(environment))
@@ -103,6 +110,27 @@ def test_policy(environment: Environment, agents: int, folder: Path = SHIPPED) -
 
 def _explores(environment: Environment) -> float:
     return DQN_EXPLORES if isinstance(environment.actions, Discrete) else 0.0
+
+
+@cache
+def fingerprint(environment: Environment, folder: Path = SHIPPED) -> str:
+    """Changes with any bit of any policy of this environment."""
+    digest = hashlib.blake2b(digest_size=4)
+    for path in sorted(folder.glob(f"{environment.name}-*.safetensors")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def cards(environment: Environment, folder: Path = SHIPPED) -> str:
+    """A table of the policies in a folder, in Markdown."""
+    lines = ["| policy | trained on | algorithm | steps | mean return | sd | episodes | level | seed |", "|" + "---|" * 9]
+    for purpose in purposes(environment):
+        card = load(folder, environment, purpose).card
+        agent = ", ".join(f"{name} {value:g}" for name, value in zip(environment.covariate_names, card["agent"], strict=True))
+        lines.append(f"| {environment.name} {purpose} | {agent} | {card['algorithm']} | {card['steps']} | "
+                     f"{card['mean_return']:.1f} | {card['sd_return']:.1f} | {card['episodes']} | {card['level']:g} | "
+                     f"{card['seed']} |")
+    return "\n".join(lines)
 
 
 def path_of(folder: Path, environment: Environment, purpose: str) -> Path:

@@ -18,6 +18,7 @@ from lowrank_rl.rl.bench.estimate import seconds
 from lowrank_rl.rl.bench.pool import Task
 from lowrank_rl.rl.bench.pool import run as run_tasks
 from lowrank_rl.rl.bench.store import Cell, Record, Store, locked
+from lowrank_rl.rl.cards import card
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def _report(out: Path, environment: Any, cells: list[Cell], records: dict[Cell, 
     """The table on the screen, report.md, and the pictures."""
     first = cells[0]
     logged = {cell.dataset: run.data_path(out, cell) for cell in cells if cell.dataset != "none"}
-    cards = [data.card(data.load(path), environment) for path in logged.values() if path.exists()]
+    cards = [card(data.load(path), environment) for path in logged.values() if path.exists()]
     text = report.tables(environment, cells, records)
     notes = report.footnotes(environment, cells, records)
     try:
@@ -188,7 +189,7 @@ def _report(out: Path, environment: Any, cells: list[Cell], records: dict[Cell, 
     else:
         pictures = draw_all(out, environment, cells, records)
     title = f"# {environment.name}, budget {first.budget}, settings {first.settings}"
-    blocks = [title, text, notes, *(f"```\n{card}\n```" for card in cards),
+    blocks = [title, text, notes, *(f"```\n{lines}\n```" for lines in cards),
               *(f"![{picture.stem}]({picture.name})" for picture in pictures)]
     path = out / f"report-{first.budget}-{first.settings}.md"
     with whole(path) as partial:

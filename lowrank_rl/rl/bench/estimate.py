@@ -12,10 +12,12 @@ from lowrank_rl.rl.bench.store import Cell
 from lowrank_rl.rl.contracts import Environment, Transitions, fresh_view
 from lowrank_rl.rl.models.persim import PerSim, fit_persim
 from lowrank_rl.rl.models.true_env import TrueEnv
+from lowrank_rl.tensor import ALSConfig
 
 # steps of a random trajectory and of a test episode, for the estimate only (paper, Table 5; ours)
 TYPICAL = {"mountaincar": (500, 150), "cartpole": (23, 200), "halfcheetah": (1000, 1000)}
 PROBE_BATCHES = 8
+PROBE_ENTRIES = 30_000     # of exact solves, part of whose cost does not grow with the entries
 
 
 def seconds(cell: Cell, device: str) -> tuple[float, float]:
@@ -27,8 +29,7 @@ def seconds(cell: Cell, device: str) -> tuple[float, float]:
     training, model = 0.0, None
     if method.learns:
         config = cases.learning(cell.settings, cell.environment, budget)
-        model, each = _train_probe(environment, config, device)
-        training = each * config.adam.epochs * budget.agents * logged / config.adam.batch
+        model, training = _train_probe(environment, config, device, budget.agents * logged)
     elif method.plans:
         model = TrueEnv(environment, data.agents(environment, 5, seed=0))
     if model is None:
@@ -36,17 +37,20 @@ def seconds(cell: Cell, device: str) -> tuple[float, float]:
     return training, _decision(environment, cell, model, budget.return_episodes) * acted
 
 
-def _train_probe(environment: Environment, config: cases.PerSimConfig, device: str) -> tuple[PerSim, float]:
-    """A simulator trained on a few batches of noise, and seconds per batch."""
+def _train_probe(environment: Environment, config: cases.PerSimConfig, device: str, transitions: int) -> tuple[PerSim, float]:
+    """A simulator trained a little on noise, and the seconds that its whole training on so many transitions would take."""
     generator = rng.stream(0, "probe")
-    count = PROBE_BATCHES * config.adam.batch
+    count = min(transitions, PROBE_ENTRIES) if config.exact else PROBE_BATCHES * config.adam.batch
     noise = Transitions(torch.arange(count) % 5, torch.randn(count, len(environment.state_names), generator=generator),
                         environment.actions.sample((count,), generator=generator),
                         torch.randn(count, len(environment.state_names), generator=generator))
-    once = replace(config, adam=replace(config.adam, epochs=2))
-    started = []
-    model = fit_persim(noise, 5, environment.actions, once, seed=0, device=device, progress=lambda entry: started.append(entry))
-    return model, (started[1]["seconds"] - started[0]["seconds"]) / PROBE_BATCHES
+    if config.exact:
+        once, passes = replace(config, exact=replace(config.exact, solver=ALSConfig(sweeps=3))), config.exact.solver.sweeps
+    else:
+        once, passes = replace(config, adam=replace(config.adam, epochs=3)), config.adam.epochs
+    entries: list[dict] = []
+    model = fit_persim(noise, 5, environment.actions, once, seed=0, device=device, progress=entries.append)
+    return model, (entries[2]["seconds"] - entries[1]["seconds"]) * transitions / count * passes
 
 
 def _decision(environment: Environment, cell: Cell, model: PerSim | TrueEnv, episodes: int) -> float:

@@ -19,6 +19,7 @@ import torch
 from lowrank_rl import check, rng
 from lowrank_rl.files import whole
 from lowrank_rl.rl import data, evaluate
+from lowrank_rl.rl.behaviour.trained import fingerprint, tester
 from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.bench.store import Cell, Record
 from lowrank_rl.rl.contracts import DynamicsModel
@@ -31,14 +32,15 @@ Say = Callable[[str, float], None]     # what is being done, and the share done
 
 def data_path(out: Path, cell: Cell) -> Path:
     budget = cases.BUDGETS[cell.budget, cell.environment]
-    return out / "data" / f"{cell.environment}-{cell.dataset}-{budget.agents}-seed{cell.seed}.npz"
+    who = "" if cell.dataset == "random" else f"-{fingerprint(cases.ENVIRONMENTS[cell.environment])}"
+    return out / "data" / f"{cell.environment}-{cell.dataset}-{budget.agents}-seed{cell.seed}{who}.npz"
 
 
 def model_path(out: Path, cell: Cell) -> Path:
     """Named by what it is and a hash of every setting, so that changed settings train anew."""
     budget = cases.BUDGETS[cell.budget, cell.environment]
     config = asdict(cases.learning(cell.settings, cell.environment, budget))
-    digest = hashlib.blake2b(json.dumps([config, budget.agents]).encode(), digest_size=4).hexdigest()
+    digest = hashlib.blake2b(json.dumps([config, data_path(out, cell).name]).encode(), digest_size=4).hexdigest()
     return out / "models" / f"{cell.environment}-{cell.dataset}-{cell.method}-seed{cell.seed}-{digest}.safetensors"
 
 
@@ -116,7 +118,7 @@ def make_data(out: Path, cell: Cell, say: Say) -> None:
     environment = cases.ENVIRONMENTS[cell.environment]
     count = cases.BUDGETS[cell.budget, cell.environment].agents
     covariates = data.agents(environment, count, seed=cell.seed)
-    policy = cases.BEHAVIOUR[cell.dataset](environment)
+    policy = cases.BEHAVIOUR[cell.dataset](environment, covariates)
     episodes = data.collect(environment, covariates, torch.arange(count), policy, seed=cell.seed, what=cell.dataset,
                             progress=lambda t, limit: say("collecting", t / limit))
     data.save(data_path(out, cell), episodes)
@@ -132,9 +134,10 @@ def train(out: Path, cell: Cell, device: str, say: Say) -> None:
     config = cases.learning(cell.settings, cell.environment, budget)
     episodes = load_data(out, cell)
 
+    what, last = ("sweep", config.exact.solver.sweeps) if config.exact else ("epoch", config.adam.epochs)
+
     def progress(entry: dict) -> None:
-        say(f"training, epoch {entry['epoch']}/{config.adam.epochs}, loss {entry['loss']:.2e}",
-            entry["epoch"] / config.adam.epochs)
+        say(f"training, {what} {entry['epoch']}/{last}, loss {entry['loss']:.2e}", entry["epoch"] / last)
 
     check.writable_folder(path.parent)
     model = fit_persim(episodes.transitions(), budget.agents, environment.actions, config,
@@ -149,6 +152,7 @@ def settings_of(cell: Cell) -> dict:
     budget, method = cases.BUDGETS[cell.budget, cell.environment], cases.METHODS[cell.method]
     settings = {"budget": asdict(budget)}
     if method.learns:
+        settings["policies"] = fingerprint(cases.ENVIRONMENTS[cell.environment])     # those that log and those that test
         settings["learning"] = asdict(cases.learning(cell.settings, cell.environment, budget))
     if method.plans:
         settings["planning"] = asdict(cases.PLANNING[cell.settings, cell.environment])
@@ -183,7 +187,7 @@ def run_cell(out: Path, cell: Cell, device: str, say: Say) -> Record:
         model = load_model(out, cell)
         model.module.to(device)
         say("prediction error", 0.0)
-        error = evaluate.prediction_error(environment, model, covariates, [number], cases.TEST_POLICIES[cell.environment](),
+        error = evaluate.prediction_error(environment, model, covariates, [number], tester(environment, budget.agents),
                                           episodes=budget.error_episodes, seed=cell.seed)[number]
         _save_trace(trace_path(out, cell), error)
         results |= {"rmse": error.rmse, "r2": error.r2, "error_episodes": error.episodes,

@@ -1,18 +1,19 @@
 """A compiled loop that steps one-hidden-layer simulators forward: many plans, many members, no intermediate arrays."""
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from lowrank_rl.rl.models.contacts import Contacts, stop_each
 from lowrank_rl.rl.models.lanes import BYTES, relu_layers
+from lowrank_rl.tensor.solvers.compiled import compiled
 
 WIDEST = 8   # state dimensions, each of which takes two registers
 
 
-def rollout_network(weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, state: Tensor,
+def rollout_network(weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, walls: Contacts, state: Tensor,
                     action: Tensor) -> Tensor:
-    """state += relu(state' weight + bias)' out_weight[action] + out_bias[action], H times.
+    """state += relu(state' weight + bias)' out_weight[action] + out_bias[action], stopped at the walls, H times.
 
     weight (M, D, K), bias (M, K), out_weight (M, B, actions, K, D), out_bias (M, B, actions, D), state (M, B, D) with
     D <= WIDEST, action (B, C, H) integers -> start and next states (M, B, C, H + 1, D), in the weights' dtype. A trajectory
@@ -28,19 +29,19 @@ def rollout_network(weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: 
     out = torch.empty((M, len(action), D, H + 1, C), dtype=weight.dtype)
     tile = ((0,) * D,) * max(1, 8 // D)     # plans side by side hide each other's latency
     _rollout(*(x.detach().contiguous().numpy() for x in (first, last, out_bias, state.to(weight.dtype), action)),
-             out.numpy(), tile)
+             walls.arrays(weight.dtype), out.numpy(), tile)
     return out.permute(0, 1, 4, 3, 2)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _rollout(first: np.ndarray, last: np.ndarray, out_bias: np.ndarray, state: np.ndarray, action: np.ndarray,
-             out: np.ndarray, tile: tuple) -> None:
+             walls: tuple, out: np.ndarray, tile: tuple) -> None:
     M, B, D, steps, C = out.shape
     actions = out_bias.shape[2]
     units = first.shape[1] * first.shape[3]
     first, last = first.reshape(-1), last.reshape(-1)
     P = len(tile)
-    x, spot = np.empty((P, D), out.dtype), np.zeros(P, np.int64)
+    x, before, spot = np.empty((P, D), out.dtype), np.empty(D, out.dtype), np.zeros(P, np.int64)
     for m in range(M):
         for b in range(B):
             for c in range(0, C, P):
@@ -53,8 +54,10 @@ def _rollout(first: np.ndarray, last: np.ndarray, out_bias: np.ndarray, state: n
                         for p in range(plans):
                             spot[p] = ((m * B + b) * actions + action[b, c + p, h - 1]) * D * units
                         relu_layers(first, m * (D + 1) * units, last, spot, x, units, tile)
+                        for p in range(plans):
+                            for d in range(D):
+                                x[p, d] += out_bias[m, b, action[b, c + p, h - 1], d]
+                        stop_each(x.T, walls, before)
                     for p in range(plans):
                         for d in range(D):
-                            if h > 0:
-                                x[p, d] += out_bias[m, b, action[b, c + p, h - 1], d]
                             out[m, b, d, h, c + p] = x[p, d]

@@ -5,13 +5,14 @@ Agent, action and scales are folded into one table of coefficients per member, r
 
 from functools import cache
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from lowrank_rl.rl.models.contacts import Contacts, stop_each
 from lowrank_rl.rl.models.lanes import HEIGHT, four_by_four, product
 from lowrank_rl.tensor.bases import PolynomialBasis, SplineBasis
+from lowrank_rl.tensor.solvers.compiled import compiled
 
 LANES = 128      # plans that are stepped together, so that processors can use vectors; a multiple of 64
 FAST = {"reassoc", "contract", "nsz", "arcp"}     # sums may be reordered, but NaN and Inf stay what they are
@@ -25,8 +26,8 @@ def fusible(basis: object) -> bool:
 
 
 def rollout_basis(basis: SplineBasis | PolynomialBasis, center: Tensor, scale: Tensor, weight: Tensor, shift: Tensor,
-                  state: Tensor, action: Tensor) -> Tensor:
-    """state += weight[action]' features((state - center) / scale) + shift, H times.
+                  walls: Contacts, state: Tensor, action: Tensor) -> Tensor:
+    """state += weight[action]' features((state - center) / scale) + shift, stopped at the walls, H times.
 
     center, scale, shift (D,), weight (M, B, actions, F, D), state (M, B, D), action (B, C, H) integers
     -> start and next states (M, B, C, H + 1, D) in float32. A trajectory does not depend on the plans beside it.
@@ -35,18 +36,18 @@ def rollout_basis(basis: SplineBasis | PolynomialBasis, center: Tensor, scale: T
     B, C, H = action.shape
     span = (basis.high - basis.low) * scale
     out = np.empty((M, B, D, H + 1, C), np.float32)
-    start, plans = _single(state), np.ascontiguousarray(action.numpy())
+    start, plans, stops = _single(state), np.ascontiguousarray(action.numpy()), walls.arrays(torch.float32)
     if isinstance(basis, SplineBasis):
         gain = basis.cells / span
         _spline(_single(gain), _single(-(center + scale * basis.low) * gain), _single(basis.cells), _single(basis.pieces),
-                _single(weight.flatten(3)), _single(shift), start, plans, out)
+                _single(weight.flatten(3)), _single(shift), stops, start, plans, out)
     else:
         gain = 2 / span
         monomials, parent, factor = _monomials(D, basis.degree)
         table = (weight.mT @ monomials.T.to(weight)).flatten(2, 3)                          # (M, B, actions D, F)
         table = torch.nn.functional.pad(table, (0, 0, 0, -table.shape[2] % HEIGHT))
         _polynomial(_single(gain), _single(-1 - (center + scale * basis.low) * gain), parent, factor, _single(table),
-                    _single(shift), start, plans, out)
+                    _single(shift), stops, start, plans, out)
     return torch.from_numpy(out).permute(0, 1, 4, 3, 2)
 
 
@@ -76,9 +77,9 @@ def _monomials(inputs: int, degree: int) -> tuple[Tensor, np.ndarray, np.ndarray
     return torch.from_numpy(matrix), parent, factor
 
 
-@numba.njit(cache=True, fastmath=FAST, nogil=True)
+@compiled(fastmath=FAST)
 def _spline(gain: np.ndarray, offset: np.ndarray, cells: np.ndarray, pieces: np.ndarray, table: np.ndarray, shift: np.ndarray,
-            state: np.ndarray, action: np.ndarray, out: np.ndarray) -> None:
+            walls: tuple, state: np.ndarray, action: np.ndarray, out: np.ndarray) -> None:
     """table (M, B, A, n0 n1 D): what input 1 meets lies side by side; four splines of each input meet at a place."""
     M, B, D, steps, C = out.shape
     A, size = table.shape[2:]
@@ -87,7 +88,7 @@ def _spline(gain: np.ndarray, offset: np.ndarray, cells: np.ndarray, pieces: np.
     row = np.int64((cells[1] + 3) * D)
     x, value = np.empty((2, LANES), np.float32), np.empty((8, LANES), np.float32)
     values = value.reshape(-1)
-    corner, acts = np.empty(LANES, np.int32), np.empty((steps, LANES), np.int32)
+    corner, acts, before = np.empty(LANES, np.int32), np.empty((steps, LANES), np.int32), np.empty(2, np.float32)
     for b in range(B):
         for first in range(0, C, LANES):
             lanes = min(LANES, C - first)
@@ -116,13 +117,14 @@ def _spline(gain: np.ndarray, offset: np.ndarray, cells: np.ndarray, pieces: np.
                         y0, y1 = four_by_four(table, at, row, values, lane, LANES)
                         x[0, lane] += y0 + shift[0]
                         x[1, lane] += y1 + shift[1]
+                    stop_each(x, walls, before)
                     for i in range(2):
                         out[m, b, i, h, first:first + lanes] = x[i, :lanes]
 
 
-@numba.njit(cache=True, fastmath=FAST, nogil=True)
+@compiled(fastmath=FAST)
 def _polynomial(gain: np.ndarray, offset: np.ndarray, parent: np.ndarray, factor: np.ndarray, table: np.ndarray,
-                shift: np.ndarray, state: np.ndarray, action: np.ndarray, out: np.ndarray) -> None:
+                shift: np.ndarray, walls: tuple, state: np.ndarray, action: np.ndarray, out: np.ndarray) -> None:
     """table (M, B, A D and some zeros, F)"""
     M, B, D, steps, C = out.shape
     height, F = table.shape[2:]
@@ -130,7 +132,7 @@ def _polynomial(gain: np.ndarray, offset: np.ndarray, parent: np.ndarray, factor
     x, t = np.empty((D, LANES), np.float32), np.empty((D, LANES), np.float32)
     y, term = np.empty((height, LANES), np.float32), np.ones((F, LANES), np.float32)
     all_y, terms = y.reshape(-1), term.reshape(-1)
-    acts = np.zeros((steps, LANES), np.int32)
+    acts, before = np.zeros((steps, LANES), np.int32), np.empty(D, np.float32)
     for b in range(B):
         for first in range(0, C, LANES):
             lanes = min(LANES, C - first)
@@ -153,10 +155,12 @@ def _polynomial(gain: np.ndarray, offset: np.ndarray, parent: np.ndarray, factor
                     for d in range(D):
                         for lane in range(LANES):
                             x[d, lane] += y[acts[h, lane] * D + d, lane] + shift[d]
+                    stop_each(x, walls, before)
+                    for d in range(D):
                         out[m, b, d, h, first:first + lanes] = x[d, :lanes]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _turn(action: np.ndarray, acts: np.ndarray) -> None:
     """acts[h, plan] = the action that leads to step h, so that neighbours in memory are taken at one time."""
     for plan in range(len(action)):

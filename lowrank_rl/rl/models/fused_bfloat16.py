@@ -5,12 +5,13 @@ The first layer works in float32, so that states keep their digits; the others m
 
 from collections.abc import Sequence
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from lowrank_rl.rl.models.contacts import Contacts, stop_each
 from lowrank_rl.rl.models.lanes import ROWS, layer
+from lowrank_rl.tensor.solvers.compiled import compiled
 
 BLOCK = 20 * ROWS      # plans that are stepped together
 WIDE, NARROW = 64, 32  # outputs of a tile; layers are padded to multiples of the second
@@ -30,15 +31,16 @@ def forward(layers: Sequence[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
     return out
 
 
-def rollout(layers: Sequence[tuple[Tensor, Tensor]], mixed: Tensor, shift: Tensor, state: Tensor) -> Tensor:
-    """state += network(state)' mixed[h] + shift, H times; the network's outputs are (R, D).
+def rollout(layers: Sequence[tuple[Tensor, Tensor]], mixed: Tensor, shift: Tensor, walls: Contacts, state: Tensor) -> Tensor:
+    """state += network(state)' mixed[h] + shift, stopped at the walls, H times; the network's outputs are (R, D).
 
     mixed (M, B, C, H, R), shift (D,), state (M, B, D) -> start and next states (M, B, C, H + 1, D) in float32. A trajectory
     does not depend on the plans beside it.
     """
     M, B, C, H, _ = mixed.shape
     out = torch.empty((M, state.shape[2], H + 1, B * C))
-    _rollout(_pack(layers), *(x.float().contiguous().numpy() for x in (mixed.flatten(1, 2), shift, state)), out.numpy())
+    _rollout(_pack(layers), *(x.float().contiguous().numpy() for x in (mixed.flatten(1, 2), shift, state)),
+             walls.arrays(torch.float32), out.numpy())
     return out.permute(0, 3, 2, 1).unflatten(1, (B, C))
 
 
@@ -65,7 +67,7 @@ def _numpy(x: Tensor) -> np.ndarray:
     return x.detach().contiguous().numpy()
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _pack_floats(weight: np.ndarray, out: np.ndarray) -> None:
     """(M, K, N) -> for each tile of outputs, K rows of its width."""
     members, inputs, outputs = weight.shape
@@ -78,7 +80,7 @@ def _pack_floats(weight: np.ndarray, out: np.ndarray) -> None:
                     out[m, at + j] = weight[m, k, n + j]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _pack_pairs(weight: np.ndarray, out: np.ndarray, padded: int) -> None:
     """The same of bfloat16 that are given as uint16; neighbouring inputs make a word."""
     members, inputs, outputs = weight.shape
@@ -93,7 +95,7 @@ def _pack_pairs(weight: np.ndarray, out: np.ndarray, padded: int) -> None:
                     words[j] = np.uint32(low[j]) | np.uint32(high[j]) << np.uint32(16)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _layer(x, x_pitch, rows, weight, at, bias, bias_at, out, out_pitch, per_word, count, width):
     """``rows`` rows of one layer, a tile after the other; ``per_word`` outputs share a word."""
     for n in range(0, width, WIDE):
@@ -105,7 +107,7 @@ def _layer(x, x_pitch, rows, weight, at, bias, bias_at, out, out_pitch, per_word
                 _narrow(x, row * x_pitch, x_pitch, weight, at + n * count, bias, bias_at + n, out, place, out_pitch, count)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _network(packed, m, x, rows, here, there, out):
     """x (BLOCK, inputs) -> out (BLOCK, padded outputs), by way of the words in ``here`` and ``there``."""
     sizes, floats, pairs, biases = packed
@@ -123,14 +125,14 @@ def _network(packed, m, x, rows, here, there, out):
     _layer(here, pitch, rows, weight, at, bias, bias_at, out.reshape(-1), width, 1, count, width)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _room(sizes):
     """Words for the hidden layers of a block, twice, and its outputs."""
     words = BLOCK * (sizes[:-1, 1].max() // 2)
     return np.zeros(words, np.uint32), np.zeros(words, np.uint32), np.zeros((BLOCK, sizes[-1, 1]), np.float32)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _forward(packed, x, out):
     members, count, inputs = x.shape
     here, there, y = _room(packed[0])
@@ -143,13 +145,13 @@ def _forward(packed, x, out):
             out[m, first:first + rows] = y[:rows, :out.shape[2]]
 
 
-@numba.njit(cache=True, nogil=True)
-def _rollout(packed, mixed, shift, state, out):
+@compiled()
+def _rollout(packed, mixed, shift, state, walls, out):
     """mixed (M, B C, H, R), out (M, D, H + 1, B C)"""
     M, D, steps, count = out.shape
     R = mixed.shape[3]
     here, there, y = _room(packed[0])
-    x = np.zeros((BLOCK, D), np.float32)
+    x, before = np.zeros((BLOCK, D), np.float32), np.empty(D, np.float32)
     for m in range(M):
         for first in range(0, count, BLOCK):
             rows = min(BLOCK, count - first)
@@ -165,6 +167,7 @@ def _rollout(packed, mixed, shift, state, out):
                             share = mixed[m, first + row, h - 1, r]
                             for d in range(D):
                                 x[row, d] += share * y[row, r * D + d]
+                    stop_each(x.T, walls, before)
                 for d in range(D):
                     for row in range(rows):
                         out[m, d, h, first + row] = x[row, d]

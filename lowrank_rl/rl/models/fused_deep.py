@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.models import fused_bfloat16
+from lowrank_rl.rl.models.contacts import Contacts
 
 ROWS = 512     # whose hidden layers stay in a CPU's cache
 
@@ -24,9 +25,9 @@ def outputs(network: Mlp, center: Tensor, scale: Tensor, x: Tensor) -> Tensor:
     return torch.cat([_run(network, layers, piece) for piece in pieces], dim=1)
 
 
-def rollout_deep(network: Mlp, center: Tensor, scale: Tensor, mixed: Tensor, unit: Tensor, shift: Tensor,
+def rollout_deep(network: Mlp, center: Tensor, scale: Tensor, mixed: Tensor, unit: Tensor, shift: Tensor, walls: Contacts,
                  state: Tensor) -> Tensor:
-    """state += unit * sum_r mixed[h, r] network((state - center) / scale)[:, r] + shift, H times.
+    """state += unit * sum_r mixed[h, r] network((state - center) / scale)[:, r] + shift, stopped at the walls, H times.
 
     center, scale, unit, shift (D,), mixed (M, B, C, H, R) rows of agents times those of actions, state (M, B, D)
     -> start and next states (M, B, C, H + 1, D), in the parameters' dtype.
@@ -37,14 +38,14 @@ def rollout_deep(network: Mlp, center: Tensor, scale: Tensor, mixed: Tensor, uni
     last = tuple((x.unflatten(-1, (D, R)) * unit[:, None].to(x)).mT.flatten(2) for x in last)     # outputs ordered (R, D)
     layers = [*layers, last]
     if _compiles(network):
-        return fused_bfloat16.rollout(layers, mixed, shift, state)
+        return fused_bfloat16.rollout(layers, mixed, shift, walls, state)
     layers = _narrowed(network, layers)
     x = state.to(last[0]).repeat_interleave(C, dim=1)
     mixed, shift = mixed.flatten(1, 2).permute(2, 0, 1, 3).reshape(H, -1, 1, R).to(x), shift.to(x)
-    future = [x]
+    walls, future = walls.to(x.device), [x]
     for h in range(H):
         change = mixed[h] @ _run(network, layers, x).view(-1, R, D)
-        x = x + shift + change.view_as(x)
+        x = walls.stop(x + shift + change.view_as(x))
         future.append(x)
     return torch.stack(future, dim=2).unflatten(1, (B, C))
 

@@ -6,7 +6,7 @@ which is a functional CP with a categorical agent mode. An ensemble of M such mo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +16,8 @@ from torch import Tensor
 from lowrank_rl import check
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
+from lowrank_rl.rl.models import contacts
+from lowrank_rl.rl.models.contacts import Contacts
 from lowrank_rl.rl.models.fused import WIDEST, rollout_network
 from lowrank_rl.rl.models.fused_basis import fusible, rollout_basis
 from lowrank_rl.rl.models.fused_deep import outputs, rollout_deep
@@ -41,6 +43,7 @@ class PerSimConfig:
     action_hidden: tuple[int, ...] = (256, 256)  # for continuous actions; discrete ones have a row each
     init: str = "nearly_equal"                   # of agent and action rows; "linear" is the paper's
     normalize: bool = True                       # the paper: HalfCheetah only
+    walls: bool = True                           # look for bounds where states stop (contacts.py); the paper does not
     precision: str = "full"                      # of hidden layers; "bfloat16" is faster where they are deep
     adam: AdamConfig = AdamConfig()              # noqa: RUF009 (frozen)
     exact: Exact | None = None                   # for discrete actions: no networks, no gradients
@@ -49,8 +52,8 @@ class PerSimConfig:
 class PerSim:
     """A DynamicsModel whose context is the agent's latent row; if not ``personal``, everybody's is the first."""
 
-    def __init__(self, cp: FunctionalCP, personal: bool) -> None:
-        self.cp, self.module, self.personal = cp, cp.module_, personal
+    def __init__(self, cp: FunctionalCP, personal: bool, walls: Contacts) -> None:
+        self.cp, self.module, self.personal, self.walls = cp, cp.module_, personal, walls
         self.members = cp.members
 
     @property
@@ -76,7 +79,7 @@ class PerSim:
         mixed = context * module.factor(ACTION, action[:, 0] if self._discrete else action)   # (M, B, R)
         basis = module.factor(STATE, state)                                                   # (M, B, D, R)
         delta = module.center + module.scale * (basis @ mixed.unsqueeze(-1)).squeeze(-1)
-        return (state + delta.to(state.dtype)).to(home)
+        return self.walls.to(home).stop((state + delta.to(state.dtype)).to(home))
 
     @torch.no_grad()
     def rollout(self, context: Tensor, state: Tensor, actions: Tensor,
@@ -87,14 +90,14 @@ class PerSim:
         network = isinstance(mode, Mlp) and len(mode.layers) > 1
         if self._discrete and here.type == "cpu":
             if network and len(mode.layers) == 2 and mode.activation is torch.relu and state.shape[-1] <= WIDEST:
-                return rollout_network(*self._two_layers(context), state, actions[..., 0])
+                return rollout_network(*self._two_layers(context), self.walls, state, actions[..., 0])
             if isinstance(mode, Expansion) and fusible(mode.basis):
                 return rollout_basis(mode.basis, module.center1, module.scale1, self._folded(context, mode.weight),
-                                     module.center, state, actions[..., 0])
+                                     module.center, self.walls, state, actions[..., 0])
         if network:
             action = self._action_rows(actions.flatten(0, 2)).unflatten(1, actions.shape[:3])
             return rollout_deep(mode, module.center1, module.scale1, context[:, :, None, None] * action, module.scale,
-                                module.center, state).to(home)
+                                module.center, self.walls, state).to(home)
         return rollout(self, context, state, actions).to(home)
 
     @property
@@ -131,13 +134,15 @@ class PerSim:
 
     def save(self, path: str | Path) -> None:
         tensors, header = self.cp.pack()
-        io.save(path, "PerSim", tensors, {**header, "personal": self.personal})
+        walls = {f"walls.{name}": value for name, value in vars(self.walls).items()}
+        io.save(path, "PerSim", tensors | walls, {**header, "personal": self.personal})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Raises ValueError for a missing, corrupt or foreign file."""
         tensors, header = io.load(path, "PerSim")
-        return cls(FunctionalCP.unpack(path, tensors, header), header["personal"])
+        walls = Contacts(*(tensors.pop(f"walls.{field.name}") for field in fields(Contacts)))
+        return cls(FunctionalCP.unpack(path, tensors, header), header["personal"], walls)
 
 
 def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: PerSimConfig, *, seed: int,
@@ -172,7 +177,17 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
     cp = FunctionalCP([Categorical(agents, init=config.init), state_mode, action_mode], rank=config.rank, outputs=D,
                       output_mode=STATE, members=config.members, normalize=config.normalize,
                       solver=config.exact.solver if config.exact else config.adam, random_state=seed, device=device)
+    walls = contacts.find(data.next_state) if config.walls else contacts.none(D)
+    data = _free(data, walls, agents)
     action = data.action[:, 0] if isinstance(actions, Discrete) else data.action
     agent = data.agent if personal else torch.zeros_like(data.agent)
     cp.fit((agent, data.state, action), data.next_state - data.state, progress=progress, checkpoint=checkpoint)
-    return PerSim(cp, personal)
+    return PerSim(cp, personal, walls)
+
+
+def _free(data: Transitions, walls: Contacts, agents: int) -> Transitions:
+    """The steps that no wall stopped, and all steps of agents who have no others."""
+    free = ~walls.reached(data.next_state).any(-1)
+    stuck = torch.bincount(data.agent[free], minlength=agents) == 0
+    free |= stuck[data.agent]
+    return Transitions(data.agent[free], data.state[free], data.action[free], data.next_state[free])

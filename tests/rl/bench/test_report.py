@@ -63,15 +63,74 @@ def test_several_seeds_give_the_spread_over_seeds():
     assert rows(text, "Average return")["persim", "random", "ours"] == ["-52 ± 2"]
     assert rows(text, "50-step prediction error, RMSE")["persim", "random", "ours"] == ["0.200 ± 0.1"]
     text = tables(mine, records[:2])
-    assert rows(text, "Average return")["persim", "random", "ours"] == ["-51 ± 1.4 (2 seeds)"]
+    assert rows(text, "Average return")["persim", "random", "ours"] == ["-51 ± 1.4 (2 of 3 seeds)"]
 
+
+def test_where_nothing_is_trained_seeds_are_more_episodes():
+    """The paper's True env+MPC: CartPole's 198.4 ± 7.2 of Table 10 cannot be over five means of at most 200."""
+    mine = [cell("true-env-mpc", seed=s) for s in range(2)]
+    text = tables(mine, [done(mine[0], [-50.0, -60.0]), done(mine[1], [-70.0, -80.0])])
+    assert rows(text, "Average return")["true-env-mpc", "none", "ours"] == ["-65 ± 13"]
+
+
+def test_errors_stand_in_ratio_to_the_papers():
+    mine = [cell(agent=a) for a in (1, 2, 3)]
+    text = tables(mine, [done(c, [-50.0], rmse=e, r2=0.9) for c, e in zip(mine[:2], (0.002, 0.006), strict=True)])
+    assert rows(text, "50-step prediction error, RMSE")["persim", "random", "ours/paper"] == ["0.50", "2.00", "-"]
+    pooled = [cell("pooled")]
+    assert "ours/paper" not in tables(pooled, [done(pooled[0], [-50.0], rmse=0.1, r2=0.9)])
+    pole = cell(environment="cartpole", dataset="pure-eps-20")     # Table 7 prints 0.000
+    table = rows(tables([pole], [done(pole, [190.0], rmse=0.1, r2=0.9)], cases.ENVIRONMENTS["cartpole"]), "50-step")
+    assert table["persim", "pure-eps-20", "ours/paper"] == ["-"]
+
+
+def middles(text):
+    return rows(text, "Interquartile mean of the returns")
+
+
+def test_interquartile_means_and_scores():
+    """Scores by hand, from CartPole's 37.65 of random actions and 200 at most."""
+    pole = cases.ENVIRONMENTS["cartpole"]
+    mine = [cell(agent=1, seed=s, environment="cartpole") for s in range(2)]
+    table = middles(tables(mine, [done(mine[0], [100.0, 120.0]), done(mine[1], [140.0, 200.0])], pole))
+    assert table["head"] == ["agent 1: 2, 0.5", "together"]
+    (middle, blank), (score, together) = table["persim", "random", "IQM"], table["persim", "random", "score"]
+    assert middle.startswith("130 [1")
+    assert (blank, score) == ("", "63.0")                               # (140 - 37.65) / (200 - 37.65)
+    assert together.startswith("56.9 [")                                # (130 - 37.65) / (200 - 37.65)
+    assert table["persim", "random", "paper's score"] == ["98.6", ""]   # 197.7 in Table 10
+
+
+def test_one_episode_has_no_interval_and_missing_cells_no_score_together():
+    mine = [cell(agent=a) for a in (1, 4)]
+    table = middles(tables(mine, [done(mine[1], [-500.0])]))
+    assert table["persim", "random", "IQM"] == ["", "-500", ""]
+    assert table["persim", "random", "score"] == ["", "0.0", ""]
+
+
+def test_no_score_without_a_best_return_or_of_cut_episodes():
+    cheetah = cell(environment="halfcheetah")
+    table = middles(tables([cheetah], [done(cheetah, [1000.0])], cases.ENVIRONMENTS["halfcheetah"]))
+    assert table["head"] == ["agent 1: 0.3, 1.7"]
+    assert set(table) == {"head", ("persim", "random", "IQM")}
+    cut = {"budget": {**CONFIG["budget"], "return_steps": 30}}
+    text = tables([cell()], [replace(done(cell(), [-30.0]), config=cut)])
+    assert middles(text)["head"] == ["agent 1: 0.0001"]
+    assert "core" not in text
+
+
+def test_the_order_of_records_and_of_seeds_does_not_matter():
+    mine = [cell(agent=a, seed=s) for a in (1, 2) for s in range(3)]
+    records = [done(c, [-50.0 - 3 * i, -60.0 + i]) for i, c in enumerate(mine)]
+    assert tables(mine, records) == tables(mine[::-1], records[::-1])
 
 def test_missing_and_failed_cells_say_so():
     mine = [cell(agent=a, seed=s) for a in (1, 2, 3) for s in (0, 1)]
     records = [done(mine[0], [-50.0], rmse=0.1, r2=0.9), Record(mine[1], "failed", message="Traceback\n  line\nMemoryError: 3"),
                done(mine[2], [-50.0], rmse=0.1, r2=0.9)]
     table = rows(tables(mine, records), "Average return")
-    assert table["persim", "random", "ours"] == ["FAILED", "-50 (1 seeds)", "missing"]
+    assert table["persim", "random", "ours"] == ["-50 (1 of 2 seeds, 1 FAILED)", "-50 (1 of 2 seeds)", "missing"]
+    assert rows(tables(mine[1:2], records), "Average return")["persim", "random", "ours"] == ["FAILED"]
     notes = report.footnotes(CAR, mine, {r.cell: r for r in records})
     assert "FAILED mountaincar/random/persim/agent 1/seed 1: MemoryError: 3" in notes
     assert "Not run yet: 3 of 6 cells; the same command goes on with them." in notes

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from lowrank_rl.nets import Mlp
-from lowrank_rl.rl.models import fused_bfloat16
+from lowrank_rl.rl.models import contacts, fused_bfloat16
+from lowrank_rl.rl.models.contacts import Contacts
 from lowrank_rl.rl.models.fused_bfloat16 import BLOCK
 from lowrank_rl.rl.models.fused_deep import ROWS, outputs, rollout_deep
 from lowrank_rl.rng import stream
@@ -21,17 +22,18 @@ def problem(D=5, C=4, hidden=(8, 8, 8), precision="full", activation="relu"):
         return torch.randn(shape, generator=draw)
     network = Mlp(M, (D, *hidden, D * R), activation, precision, generator=draw).requires_grad_(False)
     scales = normal(D), normal(D).abs() + 0.5
-    return network, *scales, normal(M, B, C, H, R), 0.3 * normal(D).abs(), 0.1 * normal(D), normal(M, B, D)
+    units = 0.3 * normal(D).abs(), 0.1 * normal(D)
+    return [network, *scales, normal(M, B, C, H, R), *units, contacts.none(D), normal(M, B, D)]
 
 
-def slow(network, center, scale, mixed, unit, shift, state):
+def slow(network, center, scale, mixed, unit, shift, walls, state):
     C, D = mixed.shape[2], len(center)
     out = torch.empty((M, B, C, H + 1, D))
     for m, b, c in np.ndindex(M, B, C):
         x = out[m, b, c, 0] = state[m, b]
         for h in range(H):
             change = network(((x - center) / scale).expand(M, 1, D))[m, 0].view(D, R) @ mixed[m, b, c, h]
-            x = out[m, b, c, h + 1] = x + unit * change + shift
+            x = out[m, b, c, h + 1] = walls.stop(x + unit * change + shift)
     return out
 
 
@@ -40,6 +42,20 @@ def slow(network, center, scale, mixed, unit, shift, state):
 def test_folded_layers_change_nothing(hidden, activation):
     parts = problem(hidden=hidden, activation=activation)
     torch.testing.assert_close(rollout_deep(*parts), slow(*parts), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["full", "bfloat16"])
+def test_plans_stop_at_walls(precision):
+    parts = problem(precision=precision)
+    free = rollout_deep(*parts)
+    low = free[..., 1, 0].quantile(0.4).double()                # bfloat16 would decide differently later
+    after = torch.tensor([[float(low), 7.0, torch.nan, torch.nan, torch.nan]]).double()
+    parts[6] = Contacts(torch.tensor([0]), torch.ones(1).double(), low[None], after)
+    stopped = rollout_deep(*parts)[..., 1, :]
+    expected = free[..., 1, :].clone()
+    expected[expected[..., 0] <= low] = torch.where(after[0].isnan(), expected[expected[..., 0] <= low], after[0].float())
+    assert 0 < (expected[..., 1] == 7).sum() < expected[..., 1].numel()
+    torch.testing.assert_close(stopped, expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("precision", ["full", "bfloat16"])

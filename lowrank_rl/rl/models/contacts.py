@@ -1,0 +1,82 @@
+"""Walls that a system runs into: where states stop at a bound, no smooth law holds, and no tensor of low rank.
+
+MountainCar's left wall stops the car: position = -1.2, velocity = 0. Such steps are few, but what follows each of them is
+predicted wrongly by a law that was fitted through them. They show in the data: next states that share their dimension's
+extreme value exactly have probability zero unless something cut them off. They are left out of the fit, and the simulator
+stops its predictions at the bound instead.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowrank_rl.tensor.solvers.compiled import compiled
+
+LEAST = 5        # next states with exactly the extreme value that tell a wall
+ALIKE = 0.9      # share of them in which another dimension has one and the same value, for it to be set, too
+
+
+@dataclass(frozen=True)
+class Contacts:
+    """K walls. At each, one dimension has reached its bound, and others may be set to what they always are there."""
+    dimension: Tensor    # (K,) int64
+    sign: Tensor         # (K,) 1 for a lower bound, -1 for an upper one
+    bound: Tensor        # (K,)
+    after: Tensor        # (K, D) the state at the wall; NaN where it is as predicted
+
+    def reached(self, state: Tensor) -> Tensor:
+        """Whether states are at or beyond each wall, (..., D) -> (..., K)"""
+        return (state[..., self.dimension] - self.bound) * self.sign <= 0
+
+    def stop(self, state: Tensor) -> Tensor:
+        """States beyond a wall as they are at it, (..., D) -> (..., D)"""
+        for reached, after in zip(self.reached(state).unbind(-1), self.after.to(state.dtype), strict=True):
+            state = torch.where(reached[..., None] & ~after.isnan(), after, state)
+        return state
+
+    def to(self, device: torch.device) -> "Contacts":
+        return Contacts(*(x.to(device) for x in (self.dimension, self.sign, self.bound, self.after)))
+
+    def arrays(self, dtype: torch.dtype) -> tuple[np.ndarray, ...]:
+        """For ``stop_each``."""
+        return self.dimension.cpu().numpy(), *(x.to("cpu", dtype).numpy() for x in (self.sign, self.bound, self.after))
+
+
+@compiled()
+def stop_each(state: np.ndarray, walls: tuple[np.ndarray, ...], before: np.ndarray) -> None:
+    """``Contacts.stop`` of the columns of ``state`` (D, B); ``walls``: what ``arrays`` gave; ``before`` (D,): room for one."""
+    dimension, sign, bound, after = walls
+    for b in range(state.shape[1] if len(bound) else 0):
+        hit = False
+        for k in range(len(bound)):
+            hit |= (state[dimension[k], b] - bound[k]) * sign[k] <= 0
+        if hit:
+            before[:] = state[:, b]
+            for k in range(len(bound)):
+                if (before[dimension[k]] - bound[k]) * sign[k] <= 0:
+                    for d in range(len(state)):
+                        if not np.isnan(after[k, d]):
+                            state[d, b] = after[k, d]
+
+
+def none(dimensions: int) -> Contacts:
+    """No walls among so many dimensions."""
+    empty = torch.zeros(0, dtype=torch.float64)
+    return Contacts(empty.long(), empty, empty, empty.new_zeros((0, dimensions)))
+
+
+def find(next_state: Tensor) -> Contacts:
+    """The walls that next states (B, D) show."""
+    found = none(next_state.shape[1])
+    for d, column in enumerate(next_state.double().unbind(1)):
+        for sign, bound in ((1.0, column.min()), (-1.0, column.max())):
+            there = next_state[column == bound].double()
+            if LEAST <= len(there) < len(column):
+                middle = there.median(0).values
+                after = torch.where((there == middle).double().mean(0) >= ALIKE, middle, torch.nan)
+                found = Contacts(torch.cat([found.dimension, torch.tensor([d], device=column.device)]),
+                                 torch.cat([found.sign, bound.new_tensor([sign])]),
+                                 torch.cat([found.bound, bound[None]]), torch.cat([found.after, after[None]]))
+    return found
