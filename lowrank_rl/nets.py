@@ -54,11 +54,17 @@ class Mlp(nn.Module):
         """What the last layer is linear in, (M, B, sizes[-2])."""
         return self.activation(self._run(x, len(self.layers) - 1)).to(x.dtype) if len(self.layers) > 1 else x
 
+    @property
+    def inner_dtype(self) -> torch.dtype:
+        """In which matrices behind the first layer are multiplied."""
+        weight = self.layers[0].weight
+        return torch.bfloat16 if self.precision == "bfloat16" and _has_bfloat16(weight.device) else weight.dtype
+
     def _run(self, x: Tensor, layers: int) -> Tensor:
         """The first layers, an activation between any two."""
         first, *others = self.layers[:layers]
         out = first(x)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16" and _has_bfloat16(x.device)):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.inner_dtype == torch.bfloat16):
             for layer in others:
                 out = layer(self.activation(out))
         return out

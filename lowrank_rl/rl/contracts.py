@@ -120,10 +120,10 @@ class DynamicsModel(Protocol):
 
     def rollout(self, context: Tensor, state: Tensor, actions: Tensor,
                 generator: torch.Generator | None = None) -> Tensor:
-        """(M, B, E), (M, B, D), (B, C, H, A) -> the H next states of each of C plans per row, (M, B, C, H, D).
+        """(M, B, E), (M, B, D), (B, C, H, A) -> start and next states of each of C plans per row, (M, B, C, H + 1, D).
 
         ``unroll.rollout`` unless the model has something faster. A row's plans share its context and start, so a
-        model can fold what it knows of the agent once. The dtype may be the model's own.
+        model can fold what it knows of the agent once. The dtype may be the model's own. Called by several threads at once.
         """
 
 

@@ -53,7 +53,7 @@ def prediction_error(environment: Environment, model: DynamicsModel, covariates:
     true = torch.from_numpy(real.next_state)[rows]
     start = state[first]
     context = model.context(fresh_view(agent[kept], start, action.shape[1]))
-    future = model.rollout(context, start.expand(model.members, *start.shape), action[rows][:, None])[:, :, 0].double()
+    future = model.rollout(context, start.expand(model.members, *start.shape), action[rows][:, None])[:, :, 0, 1:].double()
     error = (future.mean(0) - true).numpy()
     return {number: _summarize(number, agent[kept].numpy(), error, true.numpy(), future.numpy(), live.numpy(), episodes)
             for number in agents}

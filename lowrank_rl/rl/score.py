@@ -5,6 +5,7 @@ A score takes states (..., H + 1, D), the first one real, and actions (..., H, A
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from lowrank_rl.rl.contracts import Environment
@@ -21,7 +22,7 @@ def total_reward(environment: Environment) -> Score:
     def score(states: Tensor, actions: Tensor) -> Tensor:
         next_state = states[..., 1:, :]
         over = environment.ended(next_state).cummax(-1).values
-        return environment.reward(states[..., :-1, :], actions, next_state).masked_fill(over, 0).sum(-1)
+        return torch.where(over, 0, environment.reward(states[..., :-1, :], actions, next_state)).sum(-1)
     return score
 
 
@@ -33,9 +34,9 @@ def cartpole_margin(states: Tensor, actions: Tensor) -> Tensor:
     Plain rewards tie among all plans that stand, so the cart drifts to where no data are and the simulators are wrong.
     """
     next_state = states[..., 1:, :]
-    alive = (~cartpole.ended(next_state)).cumprod(-1)
+    over = cartpole.ended(next_state).cummax(-1).values
     near = (next_state[..., 0] / cartpole.FAR).square() + (next_state[..., 2] / cartpole.TILT).square()
-    return ((1 - 0.05 * near).masked_fill(alive == 0, 0)).sum(-1)
+    return torch.where(over, 0, 1 - 0.05 * near).sum(-1)
 
 
 def mountaincar_bonus(states: Tensor, actions: Tensor) -> Tensor:

@@ -19,11 +19,11 @@ def unroll(model: DynamicsModel, context: Tensor, state: Tensor, actions: Tensor
 
 def rollout(model: DynamicsModel, context: Tensor, state: Tensor, actions: Tensor,
             generator: torch.Generator | None = None) -> Tensor:
-    """The H next states of C plans per row: (M, B, E), (M, B, D), (B, C, H, A) -> (M, B, C, H, D).
+    """Start and H next states of C plans per row: (M, B, E), (M, B, D), (B, C, H, A) -> (M, B, C, H + 1, D).
 
     Members stay apart: each trusts its own state.
     """
     B, C = actions.shape[:2]
     context, state = (x.repeat_interleave(C, dim=1) for x in (context, state))
     steps = unroll(model, context, state, actions.flatten(0, 1), generator)
-    return torch.stack([next_state for _, _, next_state in steps], dim=2).unflatten(1, (B, C))
+    return torch.stack([state, *(next_state for _, _, next_state in steps)], dim=2).unflatten(1, (B, C))

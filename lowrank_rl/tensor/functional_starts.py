@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from lowrank_rl.tensor.functional_checkpoint import named, part
 from lowrank_rl.tensor.functional_pace import Pace
 from lowrank_rl.tensor.functional_state import random_weights, set_aside_outliers, solve, start
 from lowrank_rl.tensor.modes import Rows as Table
+from lowrank_rl.threads import side_by_side
 
 AGAIN_AT_MOST = 3  # times that a start begins anew
 PRIOR_ROWS = 5     # a categorical mode of so many rows per term has enough of them to estimate a prior
@@ -124,19 +124,7 @@ class Starts:
 
     def _side_by_side(self, run: Callable, which: Sequence[int]) -> list:
         """Results of ``run(i)``: several each on one thread, a single one on all."""
-        threads = torch.get_num_threads()
-        if len(which) <= 1 or threads == 1:
-            return [run(i) for i in which]
-
-        def alone(i: int) -> object:
-            torch.set_num_threads(1)      # counts for this thread only
-            with torch.no_grad():
-                return run(i)
-        try:
-            with ThreadPoolExecutor(min(threads, len(which))) as pool:
-                return list(pool.map(alone, which))
-        finally:
-            torch.set_num_threads(threads)
+        return side_by_side(run, which, torch.get_num_threads())
 
 
 def bootstrap(members: int, entries: int, generator: torch.Generator, device: torch.device) -> Tensor | None:

@@ -31,17 +31,18 @@ def test_unroll_chains_the_steps():
 def test_rollout_is_a_scalar_loop_over_members_rows_and_plans():
     context, state, actions = example()
     future = rollout(Scalar(), context, state, actions)
-    assert future.shape == (2, 3, 4, 5, 1)
+    assert future.shape == (2, 3, 4, 5 + 1, 1)
     for m, b, c in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(4)).tolist():
         x = float(state[m, b])
+        assert float(future[m, b, c, 0]) == x
         for h in range(5):
             x = float(context[m, b]) * x + float(actions[b, c, h])
-            assert abs(float(future[m, b, c, h]) - x) < 1e-12
+            assert abs(float(future[m, b, c, h + 1]) - x) < 1e-12
 
 
 def test_rollout_hands_the_generator_to_every_step():
     context, state, actions = example()
     first, again = (rollout(Scalar(), context, state, actions, torch.Generator().manual_seed(7)) for _ in range(2))
     assert torch.equal(first, again)
-    noise = first - rollout(Scalar(), context, state, actions)
+    noise = (first - rollout(Scalar(), context, state, actions))[..., 1:, :]
     assert len(noise.flatten().unique()) == noise.numel()

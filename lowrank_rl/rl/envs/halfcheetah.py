@@ -37,7 +37,8 @@ BOUNDS = (-math.inf,) * 18, (math.inf,) * 18    # of the state
 
 _ROWS = 2048              # simulated per call, which bounds the memory of the substeps
 _STARTED = 1.0            # s, the clock at the start: MuJoCo restarts a diverged simulation, and its clock, at 0
-_LOCK = threading.Lock()  # the thread pool's scratch data and MuJoCo's warning hook are shared by the process
+_LOCK = threading.Lock()  # MuJoCo's warning hook is shared by the process
+_LOUD: list = []          # the hooks that those who are quiet now have found, the oldest first
 
 
 def step(covariates: Tensor, state: Tensor, action: Tensor) -> Tensor:
@@ -155,12 +156,15 @@ def scaled_model(mass: float, damping: float) -> mujoco.MjModel:
 def quiet() -> Iterator[None]:
     """Keep MuJoCo from printing and from leaving MUJOCO_LOG.TXT in the user's folder; results say what went wrong."""
     with _LOCK:
-        before = mujoco.get_mju_user_warning()
+        _LOUD.append(mujoco.get_mju_user_warning())
         mujoco.set_mju_user_warning(lambda text: None)
-        try:
-            yield
-        finally:
-            mujoco.set_mju_user_warning(before)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            before = _LOUD.pop()
+            if not _LOUD:     # the last to go restores what the first has found
+                mujoco.set_mju_user_warning(before)
 
 
 def _renderer() -> mujoco.Renderer:
@@ -182,7 +186,7 @@ def _simulate(models: list[mujoco.MjModel], start: np.ndarray, control: np.ndarr
     torque = np.ascontiguousarray(control.repeat(SUBSTEPS, axis=1))
     path = np.empty((B, H * SUBSTEPS, physics.shape[1]))
     with quiet():
-        pool, scratch = _pool(os.getpid(), torch.get_num_threads())
+        pool, scratch = _pool(os.getpid(), threading.get_ident(), torch.get_num_threads())
         pool.rollout(models, scratch, physics, torque, skip_checks=True, nstep=H * SUBSTEPS, state=path)
     time, x, rest = np.split(path[:, SUBSTEPS - 1::SUBSTEPS], [1, 2], axis=2)
     speed = np.diff(x, axis=1, prepend=0) / SECONDS
@@ -197,9 +201,9 @@ def _default_model() -> mujoco.MjModel:
     return mujoco.MjModel.from_xml_string(resources.files(__package__).joinpath("half_cheetah.xml").read_text())
 
 
-@lru_cache(maxsize=4)
-def _pool(process: int, threads: int) -> tuple[Rollout, list[mujoco.MjData]]:
-    """Threads do not survive a fork, hence one pool per process."""
+@lru_cache(maxsize=64)
+def _pool(process: int, caller: int, threads: int) -> tuple[Rollout, list[mujoco.MjData]]:
+    """One per calling thread, because scratch data are written; one per process, because threads do not survive a fork."""
     return Rollout(nthread=threads if threads > 1 else 0), [mujoco.MjData(_default_model()) for _ in range(threads)]
 
 

@@ -18,8 +18,9 @@ from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
 from lowrank_rl.rl.models import contacts
 from lowrank_rl.rl.models.contacts import Contacts
-from lowrank_rl.rl.models.fused import WIDEST, rollout_discrete
+from lowrank_rl.rl.models.fused import WIDEST, rollout_network
 from lowrank_rl.rl.models.fused_basis import fusible, rollout_basis
+from lowrank_rl.rl.models.fused_deep import outputs, rollout_deep
 from lowrank_rl.rl.unroll import rollout
 from lowrank_rl.tensor import AdamConfig, ALSConfig, Categorical, FunctionalCP, Neural, Polynomial, Spline, io
 from lowrank_rl.tensor.bases import Expansion
@@ -83,40 +84,53 @@ class PerSim:
     @torch.no_grad()
     def rollout(self, context: Tensor, state: Tensor, actions: Tensor,
                 generator: torch.Generator | None = None) -> Tensor:
-        network = self.module.modes[STATE]
-        if self._discrete and self.module.center.device.type == "cpu":
-            if isinstance(network, Mlp) and len(network.layers) == 2 and state.shape[-1] <= WIDEST:
-                return rollout_discrete(*self._folded(context), self.walls, state, actions[..., 0])
-            if isinstance(network, Expansion) and fusible(network.basis):
-                module, shape = self.module, (self.module.outputs, self.module.rank)
-                weight = torch.einsum("mfdr,mbar->mbafd", network.weight.unflatten(-1, shape), self._mixed(context))
-                return rollout_basis(network.basis, module.center1, module.scale1, weight * module.scale, module.center,
-                                     self.walls, state, actions[..., 0])
-        here = self.module.center.device
-        return rollout(self, context, state.to(here), actions.to(here)).to(state.device)
+        module, mode, home = self.module, self.module.modes[STATE], state.device
+        here = module.center.device
+        state, actions = state.to(here), actions.to(here)
+        network = isinstance(mode, Mlp) and len(mode.layers) > 1
+        if self._discrete and here.type == "cpu":
+            if network and len(mode.layers) == 2 and mode.activation is torch.relu and state.shape[-1] <= WIDEST:
+                return rollout_network(*self._two_layers(context), self.walls, state, actions[..., 0])
+            if isinstance(mode, Expansion) and fusible(mode.basis):
+                return rollout_basis(mode.basis, module.center1, module.scale1, self._folded(context, mode.weight),
+                                     module.center, self.walls, state, actions[..., 0])
+        if network:
+            action = self._action_rows(actions.flatten(0, 2)).unflatten(1, actions.shape[:3])
+            return rollout_deep(mode, module.center1, module.scale1, context[:, :, None, None] * action, module.scale,
+                                module.center, self.walls, state).to(home)
+        return rollout(self, context, state, actions).to(home)
 
     @property
     def _discrete(self) -> bool:
         return isinstance(self.cp.modes[ACTION], Categorical)
 
-    def _mixed(self, context: Tensor) -> Tensor:
-        """Agents' rows times each action's, (M, B, actions, R)."""
-        return context[:, :, None] * self.module.modes[ACTION].rows()[:, None]
+    def _action_rows(self, action: Tensor) -> Tensor:
+        """(B, A) -> (M, B, R)"""
+        mode = self.module.modes[ACTION]
+        if self._discrete:
+            return mode.rows()[:, action[:, 0]]
+        return outputs(mode, self.module.center2, self.module.scale2, action.expand(self.members, *action.shape))
 
-    def _folded(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One agent's simulator without the rank: agent and action rows and all scales folded into two layers.
+    def _folded(self, context: Tensor, weight: Tensor) -> Tensor:
+        """Weights (M, F, D R) behind features of the state, for each row's agent and each action, without the rank.
 
-        (first weight (M, D, K), first bias (M, K), last weight (M, B, actions, D, K), last bias (M, B, actions, D)).
+        Returns (M, B, actions, F, D), with the outputs' scales.
+        """
+        actions = self.module.modes[ACTION].rows()                                           # (M, actions, R)
+        mixed = (context[:, :, None] * actions[:, None]).flatten(1, 2)
+        shape = (self.module.outputs, self.module.rank)
+        folded = mixed @ weight.unflatten(-1, shape).flatten(1, 2).mT                        # (M, B actions, F D)
+        return folded.view(*context.shape[:2], actions.shape[1], *weight.shape[1:2], shape[0]) * self.module.scale
+
+    def _two_layers(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Each row's simulator as a network with one hidden layer: (first weight (M, D, K), first bias (M, K),
+        last weight (M, B, actions, K, D), last bias (M, B, actions, D)), with all scales.
         """
         module, (first, last) = self.module, self.module.modes[STATE].layers
-        center, scale = module.center1, module.scale1
-        weight = first.weight / scale[:, None]
-        bias = first.bias[:, 0] - center @ weight
-        mixed = self._mixed(context)
-        shape = (module.outputs, module.rank)
-        out_weight = torch.einsum("mkdr,mbar->mbadk", last.weight.unflatten(-1, shape), mixed) * module.scale[:, None]
-        out_bias = torch.einsum("mdr,mbar->mbad", last.bias[:, 0].unflatten(-1, shape), mixed) * module.scale
-        return tuple(x.to(module.dtype) for x in (weight, bias, out_weight, out_bias + module.center))
+        weight = first.weight / module.scale1[:, None]
+        bias = first.bias[:, 0] - module.center1 @ weight
+        out = self._folded(context, torch.cat([last.weight, last.bias], dim=1))
+        return tuple(x.to(first.weight) for x in (weight, bias, out[..., :-1, :], out[..., -1, :] + module.center))
 
     def save(self, path: str | Path) -> None:
         tensors, header = self.cp.pack()

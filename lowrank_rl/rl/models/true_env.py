@@ -31,4 +31,5 @@ class TrueEnv:
             return rollout(self, context, state, actions)
         B, C = actions.shape[:2]
         covariates, start = (x[0].repeat_interleave(C, dim=0) for x in (context, state))
-        return self.environment.rollout(covariates, start, actions.flatten(0, 1)).unflatten(0, (B, C))[None].to(state.dtype)
+        future = self.environment.rollout(covariates, start, actions.flatten(0, 1))
+        return torch.cat([start[:, None], future.to(state.dtype)], dim=1).unflatten(0, (B, C))[None]

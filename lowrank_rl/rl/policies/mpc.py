@@ -8,8 +8,11 @@ from torch import Tensor
 from lowrank_rl.rl.contracts import DynamicsModel, EpisodeView
 from lowrank_rl.rl.plan import Plan
 from lowrank_rl.rl.score import Score
+from lowrank_rl.threads import side_by_side, torch_threads
 
-MAX_FLOATS = 2 ** 24   # predicted numbers held at once; more rows are planned in turns
+# Numbers that one piece of work predicts; pieces are done in turns, or side by side
+ON_CPU = 280_000     # a megabyte that stays in the cache, two or more pieces per decision, and calls that cost little beside it
+ON_GPU = 2 ** 24     # which wants much at once
 
 
 class MPC:
@@ -37,25 +40,40 @@ class MPC:
     def act(self, view: EpisodeView, *, generators: list[torch.Generator]) -> Tensor:
         context = self.model.context(view)
         memory = None if self._memory is None else self._memory[view.episode]
-        plan = self.planner(lambda plans: self.values(context, view.state, plans), memory=memory, generators=generators)
+        with torch_threads(1) as threads:
+            plan = self.planner(lambda plans: self.values(context, view.state, plans, threads), memory=memory,
+                                generators=generators)
         if self._memory is None:
             self._memory = plan.memory.new_zeros((self._episodes, *plan.memory.shape[1:]))
         self._memory[view.episode] = plan.memory
         self.non_finite += plan.non_finite
         return plan.actions[:, 0]
 
-    def values(self, context: Tensor, state: Tensor, plans: Tensor) -> Tensor:
-        """Scores of plans (B, C, H, A) from state (B, D): (B, C)."""
+    def values(self, context: Tensor, state: Tensor, plans: Tensor, threads: int = 1) -> Tensor:
+        """Scores of plans (B, C, H, A) from state (B, D): (B, C), the same for any number of threads."""
         B, C, H, _ = plans.shape
-        rows = max(1, MAX_FLOATS // (self.model.members * C * H * state.shape[1]))
-        return torch.cat([self._values(context[:, i:i + rows], state[i:i + rows], plans[i:i + rows])
-                          for i in range(0, B, rows)])
+        room = ON_CPU if context.device.type == "cpu" else ON_GPU
+        fit = max(1, room // (self.model.members * (H + 1) * state.shape[1]))           # plans of one row
+        rows, parts = max(1, fit // C), -(-C // fit)
+        columns = -(-C // parts)
+
+        def piece(place: tuple[int, int]) -> Tensor:
+            b, c = (slice(first, first + size) for first, size in zip(place, (rows, columns), strict=True))
+            return self._values(context[:, b], state[b], plans[b, c])
+        values = side_by_side(piece, [(b, c) for b in range(0, B, rows) for c in range(0, C, columns)],
+                              threads)
+        parts = -(-C // columns)
+        return torch.cat([torch.cat(values[i:i + parts], dim=1) for i in range(0, len(values), parts)])
 
     def _values(self, context: Tensor, state: Tensor, plans: Tensor) -> Tensor:
         start = state.expand(self.model.members, *state.shape)
-        future = self.model.rollout(context, start, plans)                            # (M, B, C, H, D)
-        first = start[:, :, None, None].expand(*future.shape[:3], 1, -1).to(future.dtype)
-        value = self.score(torch.cat([first, future], dim=3), plans.expand(len(future), *plans.shape)).mean(0)
-        if self.price is not None and len(future) > 1:
-            value = value - (future.std(0) * self.price.to(future)).sum((-1, -2))
+        states = self.model.rollout(context, start, plans)                            # (M, B, C, H + 1, D)
+        value = self.score(states, plans.expand(len(states), *plans.shape)).mean(0)
+        if self.price is not None and len(states) > 1:
+            value = value - (_deviation(states[..., 1:, :]) * self.price.to(states)).sum((-1, -2))
         return value
+
+
+def _deviation(x: Tensor) -> Tensor:
+    """x.std(0), which torch takes from one number after the other."""
+    return ((x - x.mean(0)).square().sum(0) / (len(x) - 1)).sqrt()

@@ -136,8 +136,9 @@ def test_the_model_of_the_true_environment_uses_it():
     empty = torch.zeros(2, 0)
     context = model.context(EpisodeView(torch.arange(2), torch.tensor([3, 0]), start, empty, empty, empty))
     path = model.rollout(context, start[None], actions)
-    assert path.shape == (1, 2, 3, 4, 18)
-    torch.testing.assert_close(path[0, 1, 2], rollout_states(AGENTS[:1], start[1:], actions[1:, 2])[0], rtol=0, atol=0)
+    assert path.shape == (1, 2, 3, 4 + 1, 18)
+    assert torch.equal(path[0, 1, 2, 0], start[1])
+    torch.testing.assert_close(path[0, 1, 2, 1:], rollout_states(AGENTS[:1], start[1:], actions[1:, 2])[0], rtol=0, atol=0)
 
 
 def test_a_batch_is_its_rows_in_any_order_on_any_number_of_threads():

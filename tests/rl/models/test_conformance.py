@@ -9,6 +9,7 @@ import torch
 from lowrank_rl.rl.contracts import Box, Discrete, DynamicsModel, EpisodeView, Transitions
 from lowrank_rl.rl.envs import cartpole, mountaincar
 from lowrank_rl.rl.models.ensemble_mean import EnsembleMean
+from lowrank_rl.rl.models.fused import WIDEST
 from lowrank_rl.rl.models.persim import Exact, PerSimConfig, fit_persim
 from lowrank_rl.rl.models.true_env import TrueEnv
 from lowrank_rl.rl.unroll import rollout
@@ -59,12 +60,13 @@ CASES = {
     "ensemble-mean-continuous": lambda: mean_of(persim(Box(-1.0, 1.0, 2), 3, True)),
     "persim-discrete": lambda: persim(Discrete(3), 2, True),
     "persim-discrete-deep": lambda: persim(Discrete(3), 2, True, hidden=(8, 8)),
-    "persim-discrete-wide-state": lambda: persim(Discrete(3), 6, True),     # more dimensions than the fused loop holds
+    "persim-discrete-wide-state": lambda: persim(Discrete(3), WIDEST + 1, True),
     "persim-discrete-spline": lambda: persim(Discrete(3), 2, True, exact=Spline(2, (4, 3))),
     "persim-discrete-polynomial": lambda: persim(Discrete(3), 3, True, exact=Polynomial(3, 2)),
     "persim-discrete-spline-of-three": lambda: persim(Discrete(3), 3, True, exact=Spline(3, 2)),    # no fused loop for so many
     "pooled-discrete-spline": lambda: persim(Discrete(3), 2, False, exact=Spline(2, 4)),
     "persim-continuous": lambda: persim(Box(-1.0, 1.0, 2), 3, True),
+    "persim-continuous-deep": lambda: persim(Box(-1.0, 1.0, 2), 3, True, hidden=(8, 8, 8)),
     "pooled-discrete": lambda: persim(Discrete(3), 2, False),
     "pooled-continuous": lambda: persim(Box(-1.0, 1.0, 2), 3, False),
     "true-mountaincar": lambda: true_env(mountaincar.ENVIRONMENT),
@@ -105,7 +107,7 @@ def test_shapes(case):
     assert context.shape[:2] == (M, B)
     assert context.ndim == 3
     assert case.model.predict(context, state, action).shape == (M, B, D)
-    assert case.model.rollout(context, state, plans).shape == (M, B, C, H, D)
+    assert case.model.rollout(context, state, plans).shape == (M, B, C, H + 1, D)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -154,14 +156,16 @@ def test_a_rollout_is_a_repeated_predict(case):
     for c in range(C):
         now = state
         for h in range(H):
-            now = case.model.predict(context, now, plans[:, c, h])
             close(case, future[:, :, c, h], now)
+            now = case.model.predict(context, now, plans[:, c, h])
+        close(case, future[:, :, c, H], now)
 
 
 def test_one_plan_of_one_step(case):
     _, context, state, action, _ = question(case)
     future = case.model.rollout(context, state, action[:, None, None])
-    close(case, future[:, :, 0, 0], case.model.predict(context, state, action))
+    close(case, future[:, :, 0, 0], state)
+    close(case, future[:, :, 0, 1], case.model.predict(context, state, action))
 
 
 def test_nan_in_is_nan_out_in_its_row_only(case):
@@ -199,7 +203,7 @@ def test_no_rows_are_no_trouble(case):
     _, context, state, action, plans = question(case)
     assert case.model.context(view(torch.zeros(0, dtype=torch.int64), case.start[:0])).shape[1] == 0
     assert case.model.predict(context[:, :0], state[:, :0], action[:0]).shape == (*state[:, :0].shape,)
-    assert case.model.rollout(context[:, :0], state[:, :0], plans[:0]).shape[1:4] == (0, C, H)
+    assert case.model.rollout(context[:, :0], state[:, :0], plans[:0]).shape[1:4] == (0, C, H + 1)
 
 
 @pytest.mark.gpu

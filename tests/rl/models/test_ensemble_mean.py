@@ -21,9 +21,9 @@ def test_each_step_starts_from_the_mean_of_the_last():
     actions = torch.tensor([[[[1.0], [2.0]]]])
     path = mean.rollout(context, torch.tensor([[[3.0]]]), actions).flatten()
     first = (3.0 ** 2 + (3.0 + 1.0)) / 2                 # 6.5
-    assert path.tolist() == [first, (first ** 2 + first + 2.0) / 2]
+    assert path.tolist() == [3.0, first, (first ** 2 + first + 2.0) / 2]
     apart = rollout(Pair(), torch.ones(2, 1, 1), torch.full((2, 1, 1), 3.0), actions).mean(0).flatten()
-    assert apart.tolist() == [first, (3.0 ** 4 + 6.0) / 2]
+    assert apart.tolist() == [3.0, first, (3.0 ** 4 + 6.0) / 2]
 
 
 def test_members_keep_their_own_contexts():

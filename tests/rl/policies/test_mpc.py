@@ -6,10 +6,11 @@ from functools import partial
 import pytest
 import torch
 
-from lowrank_rl.rl.contracts import Box, EpisodeView
+from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions, fresh_view
 from lowrank_rl.rl.data import agents
 from lowrank_rl.rl.envs import mountaincar
 from lowrank_rl.rl.evaluate import returns
+from lowrank_rl.rl.models.persim import Exact, PerSimConfig, fit_persim
 from lowrank_rl.rl.models.true_env import TrueEnv
 from lowrank_rl.rl.plan import CEMConfig, Plan, ShootingConfig, cem, random_shooting
 from lowrank_rl.rl.policies import mpc as module
@@ -18,6 +19,8 @@ from lowrank_rl.rl.policies.uniform import Uniform
 from lowrank_rl.rl.score import mountaincar_bonus
 from lowrank_rl.rl.unroll import rollout
 from lowrank_rl.rng import stream
+from lowrank_rl.tensor import AdamConfig, ALSConfig, Polynomial, Spline
+from lowrank_rl.threads import torch_threads
 
 CAR = mountaincar.ENVIRONMENT
 
@@ -94,17 +97,66 @@ def test_one_member_cannot_disagree():
     assert torch.equal(free, priced)
 
 
-@pytest.mark.parametrize(("floats", "turns"), [(1, [1] * 7), (119, [1] * 7), (180, [3, 3, 1]), (420, [7])])
-def test_planning_in_turns_changes_nothing(monkeypatch, floats, turns):
-    draw = stream(0, "chunks")
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("room", "sizes"), [
+    (1, [(1, 1)] * 35),                                                 # a plan has 2 * (3 + 1) * 2 = 16 numbers, a row 80
+    (47, [(1, 2), (1, 2), (1, 1)] * 7),
+    (79, [(1, 3), (1, 2)] * 7),
+    (159, [(1, 5)] * 7),
+    (250, [(3, 5), (3, 5), (1, 5)]),
+    (560, [(7, 5)]),
+])
+def test_planning_in_pieces_changes_nothing(monkeypatch, room, sizes, threads):
+    draw = stream(0, "pieces")
     state, plans = torch.randn((7, 2), generator=draw), torch.randn((7, 5, 3, 1), generator=draw)
     policy = MPC(Two(), None, last_position, price=torch.tensor([0.1, 0.1]))
-    whole, sizes = values(policy, state, plans), []
-    monkeypatch.setattr(module, "MAX_FLOATS", floats)
+    whole, found = values(policy, state, plans), []
+    monkeypatch.setattr(module, "ON_CPU", room)
     inner = policy._values
-    policy._values = lambda context, state, plans: sizes.append(len(plans)) or inner(context, state, plans)
-    assert torch.equal(values(policy, state, plans), whole)
-    assert sizes == turns                                               # a row has 2 * 5 * 3 * 2 = 60 floats
+    policy._values = lambda context, state, plans: found.append(plans.shape[:2]) or inner(context, state, plans)
+    again = policy.values(policy.model.context(view(state)), state, plans, threads)
+    assert torch.equal(again, whole)
+    assert sorted(found) == sorted(sizes)
+
+
+def simulators(what):
+    """Trained for a moment, and planned in by many pieces."""
+    D, actions, config = {
+        "network": (2, Discrete(3), {"state_hidden": (24,)}),
+        "spline": (2, Discrete(3), {"exact": Exact(Spline(2, (4, 3)), ALSConfig(sweeps=3))}),
+        "polynomial": (3, Discrete(2), {"exact": Exact(Polynomial(3, 2), ALSConfig(sweeps=3))}),
+        "deep": (4, Box(-1.0, 1.0, 2), {"state_hidden": (16, 16)}),
+    }[what]
+    draw = stream(0, "simulators", what)
+    agent, state = torch.arange(200) % 5, torch.randn((200, D), generator=draw, dtype=torch.float64)
+    action = actions.sample((200,), generator=draw)
+    change = 0.03 * (1 + agent[:, None]) * state.sin() + 0.1 * action.double().sum(1, keepdim=True)
+    model = fit_persim(Transitions(agent, state, action, state + change), 5, actions, seed=0, config=PerSimConfig(
+        rank=2, members=2, action_hidden=(8,), adam=AdamConfig(epochs=2, batch=50), **config))
+    if isinstance(actions, Box):
+        planner = partial(cem, actions=actions, config=CEMConfig(horizon=6, candidates=90, elites=9, rounds=3))
+    else:
+        planner = partial(random_shooting, actions=actions, config=ShootingConfig(horizon=6, candidates=90))
+    return MPC(model, planner, lambda states, actions: -states[..., 0].square().sum(-1)), 0.3 * state[:4]
+
+
+@pytest.mark.parametrize("what", ["network", "spline", "polynomial", "deep"])
+def test_plans_do_not_depend_on_threads_or_on_the_episodes_beside(monkeypatch, what):
+    """Bit for bit, where an episode fills whole pieces."""
+    policy, state = simulators(what)
+    monkeypatch.setattr(module, "ON_CPU", 2000)
+
+    def plans(rows, threads):
+        policy.reset(torch.arange(len(rows)))
+        shown = fresh_view(torch.tensor(rows), state[rows], 1)
+        generators = [stream(0, row) for row in rows]
+        with torch_threads(threads):
+            first = [policy.act(shown, generators=generators) for _ in range(2)][1]
+        return first, policy._memory
+    alone, everyone = plans([2], 1), plans([0, 1, 2, 3], 1)
+    for found, row in ((plans([2], 2), 0), (everyone, 2), (plans([0, 1, 2, 3], 3), 2), (plans([3, 2], 2), 1)):
+        for x, y in zip(found, alone, strict=True):
+            assert torch.equal(x[row:row + 1], y)
 
 
 def test_the_first_action_is_executed_and_the_memory_follows_its_episode():
