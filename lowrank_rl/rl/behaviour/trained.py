@@ -36,10 +36,11 @@ class Network:
 
     def __call__(self, state: Tensor) -> Tensor:
         """(B, D) -> (B, outputs), float32"""
-        out = state.float()
+        # summed in float64, since the last bits of a matrix product depend on how many rows it has
+        out = state.double()
         for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            out = torch.addmm(bias, out.relu() if number else out, weight)
-        return out
+            out = torch.addmm(bias.double(), out.relu() if number else out, weight.double())
+        return out.float()
 
 
 class Trained:
