@@ -38,7 +38,7 @@ def balance(gain=(0.1, 0.2, 1.0, 0.4), explore=0.1):
     return Rule(lambda state: (state @ torch.tensor(gain, dtype=state.dtype) > 0).long(), Discrete(2), explore)
 
 
-def network(inputs, outputs, *, hidden=(5,), seed=0, card=None):
+def network(inputs, outputs, *, hidden=(20,), seed=0, card=None):
     """Of any sizes, with outputs of about 1."""
     draw, sizes = stream(seed, "network"), (inputs, *hidden, outputs)
     weights = tuple(torch.randn((before, after), generator=draw) * (2 / before) ** 0.5 for before, after in pairwise(sizes))
