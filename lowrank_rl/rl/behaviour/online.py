@@ -86,8 +86,8 @@ def train(environment: Environment, purpose: str, recipe: Recipe, *, seed: int, 
                     "versions": {name: version(name) for name in ("stable_baselines3", "torch", "gymnasium", "mujoco")}}
             return Network(network.weights, network.biases, card)
         if model.num_timesteps >= recipe.limit:
-            raise ValueError(f"{environment.name}, policy {purpose}: expected a return of {level:g} within {recipe.limit} steps, "
-                             f"got {found.mean():.4g} over {len(found)} episodes; try another --seed")
+            raise ValueError(f"{environment.name}, policy {purpose}: expected a return of {level:g} within {recipe.limit} "
+                             f"steps, got {found.mean():.4g} over {len(found)} episodes; try another --seed")
         say(f"step {model.num_timesteps}, return {found.mean():.4g} (to reach: {level:g})", model.num_timesteps / recipe.limit)
         model.set_random_seed(rng.integer(seed, *labels, model.num_timesteps) % 2**32)
         model._last_obs = None             # a piece begins a new episode, as it does after a kill
@@ -149,8 +149,9 @@ def _keep(model: DQN | TD3, path: Path, environment: Environment, purpose: str) 
             tensors |= {f"{name}.{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
     buffer = model.replay_buffer
     tensors |= {f"buffer.{name}": torch.from_numpy(getattr(buffer, name)[:buffer.size()]) for name in _BUFFER}
-    header = {"environment": environment.name, "purpose": purpose, "steps": model.num_timesteps, "updates": model._n_updates,
-              "calls": getattr(model, "_n_calls", 0), "episodes": model._episode_num, "position": buffer.pos, "full": buffer.full}
+    header = {"environment": environment.name, "purpose": purpose, "steps": model.num_timesteps,
+              "updates": model._n_updates, "calls": getattr(model, "_n_calls", 0), "episodes": model._episode_num,
+              "position": buffer.pos, "full": buffer.full}
     io.save(path, KIND, tensors, header)
 
 
