@@ -176,3 +176,4 @@ def _restore(model: DQN | TD3, path: Path, environment: Environment, purpose: st
     model.num_timesteps, model._n_updates, model._episode_num = header["steps"], header["updates"], header["episodes"]
     if isinstance(model, DQN):
         model._n_calls = header["calls"]
+        model.exploration_rate = model.exploration_schedule(0)     # of the next step; otherwise only the one after it explores
