@@ -25,12 +25,12 @@ class Contacts:
 
     def reached(self, state: Tensor) -> Tensor:
         """Whether states are at or beyond each wall, (..., D) -> (..., K)"""
-        return (state[..., self.dimension] - self.bound) * self.sign <= 0
+        return (state[..., self.dimension] - self.bound.to(state.dtype)) * self.sign <= 0
 
     def stop(self, state: Tensor) -> Tensor:
-        """States beyond a wall as they are at it, (..., D) -> (..., D)"""
-        for reached, after in zip(self.reached(state).unbind(-1), self.after.to(state.dtype), strict=True):
-            state = torch.where(reached[..., None] & ~after.isnan(), after, state)
+        """States beyond a wall as they are at it, (..., D) -> (..., D); the second meets them as the first has left them."""
+        for k, after in enumerate(self.after.to(state.dtype)):
+            state = torch.where(self.reached(state)[..., k, None] & ~after.isnan(), after, state)
         return state
 
     def to(self, device: torch.device) -> "Contacts":
