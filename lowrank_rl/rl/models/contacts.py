@@ -2,8 +2,8 @@
 
 MountainCar's left wall stops the car: position = -1.2, velocity = 0. Such steps are few, but what follows each of them is
 predicted wrongly by a law that was fitted through them. They show in the data: next states that share their dimension's
-extreme value exactly have probability zero unless something cut them off. They are left out of the fit, and the simulator
-stops its predictions at the bound instead.
+extreme value exactly have probability zero unless something cut them off, or all numbers are rounded; then the values beside
+the extreme are shared as well. They are left out of the fit, and the simulator stops its predictions at the bound instead.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 LEAST = 5        # next states with exactly the extreme value that tell a wall
+BESIDE = 10      # next values: none of them may be half as frequent, as those of rounded numbers are
 ALIKE = 0.9      # share of them in which another dimension has one and the same value, for it to be set, too
 
 
@@ -49,10 +50,16 @@ def find(next_state: Tensor) -> Contacts:
     for d, column in enumerate(next_state.double().unbind(1)):
         for sign, bound in ((1.0, column.min()), (-1.0, column.max())):
             there = next_state[column == bound].double()
-            if LEAST <= len(there) < len(column):
+            if LEAST <= len(there) < len(column) and _stands_out(sign * column):
                 middle = there.median(0).values
                 after = torch.where((there == middle).double().mean(0) >= ALIKE, middle, torch.nan)
                 found = Contacts(torch.cat([found.dimension, torch.tensor([d], device=column.device)]),
                                  torch.cat([found.sign, bound.new_tensor([sign])]),
                                  torch.cat([found.bound, bound[None]]), torch.cat([found.after, after[None]]))
     return found
+
+
+def _stands_out(column: Tensor) -> bool:
+    """Whether the least value is much more frequent than those beside it."""
+    counts = column.unique(return_counts=True)[1]
+    return bool(counts[0] > 2 * counts[1:1 + BESIDE].max())
