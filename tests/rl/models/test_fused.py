@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_rl.rl.models.fused import WIDEST, rollout_discrete
+from lowrank_rl.rl.models import contacts, fused
+from lowrank_rl.rl.models.fused import WIDEST
 from lowrank_rl.rng import stream
 
 M, B, C, H, K, ACTIONS = 2, 3, 4, 6, 9, 3
@@ -17,6 +18,11 @@ def layers(D, dtype=torch.float64):
         return torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
     return (normal(M, D, K), normal(M, K), 0.1 * normal(M, B, ACTIONS, D, K), 0.1 * normal(M, B, ACTIONS, D), normal(M, B, D),
             torch.randint(ACTIONS, (B, C, H), generator=draw))
+
+
+def rollout_discrete(weight, bias, out_weight, out_bias, state, action):
+    """Where there are no walls; test_contacts.py has some."""
+    return fused.rollout_discrete(weight, bias, out_weight, out_bias, contacts.none(state.shape[-1]), state, action)
 
 
 def slow(weight, bias, out_weight, out_bias, state, action):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_rl.rl.models.fused_basis import LANES, fusible, rollout_basis
+from lowrank_rl.rl.models import contacts, fused_basis
+from lowrank_rl.rl.models.fused_basis import LANES, fusible
 from lowrank_rl.rng import stream
 from lowrank_rl.tensor.bases import FourierBasis, PolynomialBasis, SplineBasis
 
@@ -22,6 +23,11 @@ def problem(basis, D: int, C: int, size: float = 0.02):
     weight = size * normal(M, B, ACTIONS, basis.size, D)
     state = center + 0.8 * scale * (2 * torch.rand((M, B, D), generator=draw, dtype=torch.float64) - 1)
     return basis, center, scale, weight, 0.01 * normal(D), state, torch.randint(ACTIONS, (B, C, H), generator=draw)
+
+
+def rollout_basis(basis, center, scale, weight, shift, state, action):
+    """Where there are no walls; test_contacts.py has some."""
+    return fused_basis.rollout_basis(basis, center, scale, weight, shift, contacts.none(len(shift)), state, action)
 
 
 def slow(basis, center, scale, weight, shift, state, action):
