@@ -73,7 +73,7 @@ def train(environment: Environment, purpose: str, recipe: Recipe, *, seed: int, 
     labels = (environment.name, "policy", purpose)
     model = _model(recipe, _env(environment, agent), rng.integer(seed, *labels) % 2**32)
     if checkpoint.exists():
-        _restore(model, checkpoint, environment, purpose)
+        _restore(model, checkpoint, environment, purpose, seed)
     while True:
         network = Network(*_layers(model), card={})
         found = evaluate(environment, network, agent, FEW, seed, recipe) if model.num_timesteps else np.array([-np.inf])
@@ -86,13 +86,13 @@ def train(environment: Environment, purpose: str, recipe: Recipe, *, seed: int, 
                     "versions": {name: version(name) for name in ("stable_baselines3", "torch", "gymnasium", "mujoco")}}
             return Network(network.weights, network.biases, card)
         if model.num_timesteps >= recipe.limit:
-            raise ValueError(f"{environment.name}, policy {purpose}: expected a return of {level:g} within {recipe.limit} steps, "
-                             f"got {found.mean():.4g} over {len(found)} episodes; try another --seed")
+            raise ValueError(f"{environment.name}, policy {purpose}: expected a return of {level:g} within {recipe.limit} "
+                             f"steps, got {found.mean():.4g} over {len(found)} episodes; try another --seed")
         say(f"step {model.num_timesteps}, return {found.mean():.4g} (to reach: {level:g})", model.num_timesteps / recipe.limit)
         model.set_random_seed(rng.integer(seed, *labels, model.num_timesteps) % 2**32)
         model._last_obs = None             # a piece begins a new episode, as it does after a kill
         model.learn(recipe.piece, reset_num_timesteps=model.num_timesteps == 0)
-        _keep(model, checkpoint, environment, purpose)
+        _keep(model, checkpoint, environment, purpose, seed)
 
 
 def evaluate(environment: Environment, network: Network, agent: tuple[float, ...], episodes: int, seed: int,
@@ -142,23 +142,25 @@ def _optimizers(model: DQN | TD3) -> dict[str, torch.optim.Optimizer]:
 _BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
-def _keep(model: DQN | TD3, path: Path, environment: Environment, purpose: str) -> None:
+def _keep(model: DQN | TD3, path: Path, environment: Environment, purpose: str, seed: int) -> None:
     tensors = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
     for name, optimizer in _optimizers(model).items():
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"{name}.{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
     buffer = model.replay_buffer
     tensors |= {f"buffer.{name}": torch.from_numpy(getattr(buffer, name)[:buffer.size()]) for name in _BUFFER}
-    header = {"environment": environment.name, "purpose": purpose, "steps": model.num_timesteps, "updates": model._n_updates,
-              "calls": getattr(model, "_n_calls", 0), "episodes": model._episode_num, "position": buffer.pos, "full": buffer.full}
+    header = {"environment": environment.name, "purpose": purpose, "seed": seed, "steps": model.num_timesteps,
+              "updates": model._n_updates, "calls": getattr(model, "_n_calls", 0), "episodes": model._episode_num,
+              "position": buffer.pos, "full": buffer.full}
     io.save(path, KIND, tensors, header)
 
 
-def _restore(model: DQN | TD3, path: Path, environment: Environment, purpose: str) -> None:
+def _restore(model: DQN | TD3, path: Path, environment: Environment, purpose: str, seed: int) -> None:
     tensors, header = io.load(path, KIND)
-    if (header["environment"], header["purpose"]) != (environment.name, purpose):
-        raise ValueError(f"{path}: expected the training of {environment.name} {purpose}, got that of "
-                         f"{header['environment']} {header['purpose']}; remove it")
+    began = header.get("seed", seed)     # the first checkpoints did not say
+    if (header["environment"], header["purpose"], began) != (environment.name, purpose, seed):
+        raise ValueError(f"{path}: expected the training of {environment.name} {purpose} with seed {seed}, got that of "
+                         f"{header['environment']} {header['purpose']} with seed {began}; remove it")
     part = {name: {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
             for name in ("policy", "buffer", *_optimizers(model))}
     model.policy.load_state_dict(part["policy"])
@@ -175,3 +177,4 @@ def _restore(model: DQN | TD3, path: Path, environment: Environment, purpose: st
     model.num_timesteps, model._n_updates, model._episode_num = header["steps"], header["updates"], header["episodes"]
     if isinstance(model, DQN):
         model._n_calls = header["calls"]
+        model.exploration_rate = model.exploration_schedule(0)     # of the next step; otherwise only the one after it explores

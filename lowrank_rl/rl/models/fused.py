@@ -41,7 +41,7 @@ def _rollout(first: np.ndarray, last: np.ndarray, out_bias: np.ndarray, state: n
     units = first.shape[1] * first.shape[3]
     first, last = first.reshape(-1), last.reshape(-1)
     P = len(tile)
-    x, before, spot = np.empty((P, D), out.dtype), np.empty(D, out.dtype), np.zeros(P, np.int64)
+    x, spot = np.empty((P, D), out.dtype), np.zeros(P, np.int64)
     for m in range(M):
         for b in range(B):
             for c in range(0, C, P):
@@ -57,7 +57,7 @@ def _rollout(first: np.ndarray, last: np.ndarray, out_bias: np.ndarray, state: n
                         for p in range(plans):
                             for d in range(D):
                                 x[p, d] += out_bias[m, b, action[b, c + p, h - 1], d]
-                        stop_each(x.T, walls, before)
+                        stop_each(x.T, walls)
                     for p in range(plans):
                         for d in range(D):
                             out[m, b, d, h, c + p] = x[p, d]

@@ -151,7 +151,7 @@ def _rollout(packed, mixed, shift, state, walls, out):
     M, D, steps, count = out.shape
     R = mixed.shape[3]
     here, there, y = _room(packed[0])
-    x, before = np.zeros((BLOCK, D), np.float32), np.empty(D, np.float32)
+    x = np.zeros((BLOCK, D), np.float32)
     for m in range(M):
         for first in range(0, count, BLOCK):
             rows = min(BLOCK, count - first)
@@ -167,7 +167,7 @@ def _rollout(packed, mixed, shift, state, walls, out):
                             share = mixed[m, first + row, h - 1, r]
                             for d in range(D):
                                 x[row, d] += share * y[row, r * D + d]
-                    stop_each(x.T, walls, before)
+                    stop_each(x.T, walls)
                 for d in range(D):
                     for row in range(rows):
                         out[m, d, h, first + row] = x[row, d]
