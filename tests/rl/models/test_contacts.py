@@ -248,8 +248,8 @@ def test_the_loops_of_bases_stop_as_a_plain_loop_does(basis):
     expected = stepped(found, state, plans, step)
     met(found, expected, D)
     out = fused_basis.rollout_basis(basis, center, scale, weight, shift, found, state, plans).double()
-    far = ((out - expected).abs() > 1e-4).flatten(3).any(-1)      # float32 may meet a wall a step earlier or later
-    assert far.double().mean() < 0.02
+    same = ((out - expected).abs() <= 1e-4).flatten(3).all(-1)
+    assert same.double().mean() > 0.98                            # float32 may meet a wall a step earlier or later
 
 
 # ---- simulators
