@@ -74,7 +74,7 @@ def test_cartpole_has_no_walls():
     assert listed(contacts.find(data.next_state)) == []
 
 
-@pytest.mark.parametrize(("d", "sign"), product((0, 1), (1.0, -1.0)))
+@pytest.mark.parametrize(("d", "sign"), list(product((0, 1), (1.0, -1.0))))
 def test_lower_and_upper_walls_of_any_dimension(d, sign):
     """The other dimension goes on as it would: NaN."""
     found = listed(contacts.find(cut(smooth(), d, sign, -1.5 * sign)))
