@@ -74,7 +74,7 @@ def test_cartpole_has_no_walls():
     assert listed(contacts.find(data.next_state)) == []
 
 
-@pytest.mark.parametrize(("d", "sign"), product((0, 1), (1.0, -1.0)))
+@pytest.mark.parametrize(("d", "sign"), list(product((0, 1), (1.0, -1.0))))
 def test_lower_and_upper_walls_of_any_dimension(d, sign):
     """The other dimension goes on as it would: NaN."""
     found = listed(contacts.find(cut(smooth(), d, sign, -1.5 * sign)))
@@ -248,8 +248,8 @@ def test_the_loops_of_bases_stop_as_a_plain_loop_does(basis):
     expected = stepped(found, state, plans, step)
     met(found, expected, D)
     out = fused_basis.rollout_basis(basis, center, scale, weight, shift, found, state, plans).double()
-    far = ((out - expected).abs() > 1e-4).flatten(3).any(-1)      # float32 may meet a wall a step earlier or later
-    assert far.double().mean() < 0.02
+    same = ((out - expected).abs() <= 1e-4).flatten(3).all(-1)
+    assert same.double().mean() > 0.98                            # float32 may meet a wall a step earlier or later
 
 
 # ---- simulators
