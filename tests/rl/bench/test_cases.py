@@ -58,7 +58,7 @@ def test_the_papers_training(environment, rank, hidden, batch, normalize):
     budget = cases.BUDGETS["paper", environment]
     assert cases.learning("paper", environment, budget) == PerSimConfig(
         rank=rank, members=5, state_hidden=hidden, action_hidden=(256, 256), init="linear", normalize=normalize,
-        precision="full",
+        walls=False, precision="full",
         adam=AdamConfig(epochs=300, batch=batch, learning_rate=1e-3, schedule="halve", held_out=0.0, patience=0))
 
 
@@ -94,7 +94,18 @@ def test_a_budget_takes_its_share_of_the_epochs_and_at_least_one():
     budget = cases.BUDGETS["quick", "mountaincar"]
     for share, epochs in ((1.0, 300), (0.5, 150), (0.1, 30), (1e-9, 1)):
         assert cases.learning("paper", "mountaincar", replace(budget, epochs=share)).adam.epochs == epochs
-    assert cases.learning("paper", "mountaincar", replace(budget, members=7)).members == 7
+    for members in (1, 3):
+        assert cases.learning("paper", "mountaincar", replace(budget, members=members)).members == members
+    assert cases.learning("paper", "mountaincar", replace(budget, members=7)).members == 5      # as many as the settings say
+
+
+def test_a_budget_takes_four_times_its_share_of_the_sweeps():
+    budget = cases.BUDGETS["quick", "cartpole"]
+    for share, sweeps in ((1.0, 100), (0.25, 100), (0.1, 40), (1e-9, 3)):
+        config = cases.learning("best", "cartpole", replace(budget, epochs=share))
+        assert config.exact.solver.sweeps == sweeps
+        assert replace(config, exact=replace(config.exact, solver=replace(config.exact.solver, sweeps=100))) == \
+            cases.LEARNING["best", "cartpole"]
 
 
 def test_a_policy_plans_with_the_settings_of_its_environment():
