@@ -35,7 +35,7 @@ class Recipe:
     level: float                     # the return at which training for data ends
     test_level: float                # the same for the test policy
     piece: int                       # steps between evaluations
-    limit: int                       # steps after which training gives up
+    limit: int                       # steps after which training ends at any level
     episodes: int                    # of an evaluation
     options: dict[str, Any] = field(default_factory=dict)      # Stable-Baselines3's
     explore: tuple[float, float, int] = (1.0, 0.05, 10_000)    # DQN: share of random steps, from, to, over so many steps
@@ -50,7 +50,7 @@ RECIPES = {
     "cartpole": Recipe("DQN", 120, 150, 5_000, 300_000, 500, explore=(1.0, 0.04, 8_000), options={
         "learning_rate": 2.3e-3, "batch_size": 64, "buffer_size": 100_000, "learning_starts": 1_000, "gamma": 0.99,
         "target_update_interval": 10, "train_freq": 256, "gradient_steps": 128}),
-    "halfcheetah": Recipe("TD3", 3_000, 4_000, 10_000, 1_000_000, 100, options={
+    "halfcheetah": Recipe("TD3", 3_000, 4_000, 10_000, 400_000, 100, options={
         "learning_rate": 1e-3, "batch_size": 100, "buffer_size": 1_000_000, "learning_starts": 10_000, "gamma": 0.99,
         "train_freq": 1, "gradient_steps": 1}),
 }
@@ -58,7 +58,8 @@ RECIPES = {
 
 def train(environment: Environment, purpose: str, recipe: Recipe, *, seed: int, checkpoint: Path,
           say: Callable[[str, float], None]) -> Network:
-    """The first policy whose mean return over ``recipe.episodes`` episodes reaches the level.
+    """The first policy whose mean return over ``recipe.episodes`` episodes reaches the level; at the limit, the last one, and
+    its card says what it reached.
 
     Args:
         purpose: "1", "2", ... the policy-training agent, or "test".
@@ -66,7 +67,7 @@ def train(environment: Environment, purpose: str, recipe: Recipe, *, seed: int, 
         say: told what is going on and the share of the limit.
 
     Raises:
-        ValueError: the level was not reached within the limit, or a corrupt or foreign checkpoint.
+        ValueError: a corrupt or foreign checkpoint.
     """
     agent = agent_of(environment, purpose)
     level = recipe.test_level if purpose == "test" else recipe.level
@@ -77,17 +78,15 @@ def train(environment: Environment, purpose: str, recipe: Recipe, *, seed: int, 
     while True:
         network = Network(*_layers(model), card={})
         found = evaluate(environment, network, agent, FEW, seed, recipe) if model.num_timesteps else np.array([-np.inf])
-        if found.mean() >= level:
+        last = model.num_timesteps >= recipe.limit
+        if found.mean() >= level or last:
             found = evaluate(environment, network, agent, recipe.episodes, seed, recipe)
-        if found.mean() >= level:
+        if found.mean() >= level or last:
             card = {"environment": environment.name, "purpose": purpose, "agent": list(agent), "algorithm": recipe.algorithm,
                     "level": level, "steps": model.num_timesteps, "mean_return": float(found.mean()),
                     "sd_return": float(found.std()), "episodes": len(found), "seed": seed,
                     "versions": {name: version(name) for name in ("stable_baselines3", "torch", "gymnasium", "mujoco")}}
             return Network(network.weights, network.biases, card)
-        if model.num_timesteps >= recipe.limit:
-            raise ValueError(f"{environment.name}, policy {purpose}: expected a return of {level:g} within {recipe.limit} "
-                             f"steps, got {found.mean():.4g} over {len(found)} episodes; try another --seed")
         say(f"step {model.num_timesteps}, return {found.mean():.4g} (to reach: {level:g})", model.num_timesteps / recipe.limit)
         model.set_random_seed(rng.integer(seed, *labels, model.num_timesteps) % 2**32)
         model._last_obs = None             # a piece begins a new episode, as it does after a kill

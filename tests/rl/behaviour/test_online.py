@@ -59,13 +59,12 @@ def to_the_limit(environment, recipe, checkpoint, seed=0):
                 kills += 1
                 raise Killed
         try:
-            train(environment, "1", recipe, seed=seed, checkpoint=checkpoint, say=say)
+            net = train(environment, "1", recipe, seed=seed, checkpoint=checkpoint, say=say)
         except Killed:
             continue
-        except ValueError:       # the level is out of reach; anything else would leave no checkpoint of so many steps
-            tensors, header = io.load(checkpoint, online.KIND)
-            assert header["steps"] >= recipe.limit
-            return (tensors, header), kills
+        tensors, header = io.load(checkpoint, online.KIND)
+        assert net.card["steps"] == header["steps"] >= recipe.limit
+        return (tensors, header), kills
 
 
 @pytest.mark.parametrize(("environment", "recipe"), BOTH)
@@ -114,10 +113,11 @@ def test_the_test_policy_has_its_own_level_and_agent(tmp_path):
     assert (card["level"], card["agent"], card["steps"] >= 150) == (5.0, [10.0, 0.5], True)
 
 
-def test_a_level_never_reached_says_so(tmp_path):
-    with pytest.raises(ValueError, match=r"cartpole, policy 3: expected a return of 300 within 150 steps, got [\d.]+ over 10 "
-                                         r"episodes; try another --seed"):
-        train(CARTPOLE, "3", replace(DQN, level=300.0, limit=150), seed=0, checkpoint=tmp_path / "checkpoint", say=quiet)
+def test_at_the_limit_the_last_policy_is_given_and_its_card_says_how_far_it_came(tmp_path):
+    recipe = replace(DQN, level=300.0, limit=150)
+    card = train(CARTPOLE, "3", recipe, seed=0, checkpoint=tmp_path / "checkpoint", say=quiet).card
+    assert (card["level"], card["steps"], card["episodes"]) == (300.0, 152, 20)      # by fours
+    assert card["mean_return"] < 300
 
 
 @pytest.fixture
