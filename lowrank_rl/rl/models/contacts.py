@@ -8,11 +8,11 @@ stops its predictions at the bound instead.
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from lowrank_rl.tensor.solvers.compiled import compiled
 
 LEAST = 5        # next states with exactly the extreme value that tell a wall
 ALIKE = 0.9      # share of them in which another dimension has one and the same value, for it to be set, too
@@ -44,16 +44,17 @@ class Contacts:
         return self.dimension.cpu().numpy(), *(x.to("cpu", dtype).numpy() for x in (self.sign, self.bound, self.after))
 
 
-@compiled()
-def stop_each(state: np.ndarray, walls: tuple[np.ndarray, ...], before: np.ndarray) -> None:
-    """``Contacts.stop`` of the columns of ``state`` (D, B); ``walls``: what ``arrays`` gave; ``before`` (D,): room for one."""
-    dimension, sign, bound, after = walls
+@numba.njit(inline="always")
+def stop_each(state: np.ndarray, dimension: np.ndarray, sign: np.ndarray, bound: np.ndarray, after: np.ndarray,
+              before: np.ndarray) -> None:
+    """``Contacts.stop`` of the columns of ``state`` (D, B), with what ``arrays`` gave; ``before`` (D,): room for one."""
     for b in range(state.shape[1] if len(bound) else 0):
         hit = False
         for k in range(len(bound)):
             hit |= (state[dimension[k], b] - bound[k]) * sign[k] <= 0
         if hit:
-            before[:] = state[:, b]
+            for d in range(len(state)):
+                before[d] = state[d, b]
             for k in range(len(bound)):
                 if (before[dimension[k]] - bound[k]) * sign[k] <= 0:
                     for d in range(len(state)):
