@@ -8,11 +8,10 @@ the extreme are shared as well. They are left out of the fit, and the simulator 
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
-
-from lowrank_rl.tensor.solvers.compiled import compiled
 
 LEAST = 5        # next states with exactly the extreme value that tell a wall
 BESIDE = 10      # next values: none of them may be half as frequent, as those of rounded numbers are
@@ -45,10 +44,9 @@ class Contacts:
         return self.dimension.cpu().numpy(), *(x.to("cpu", dtype).numpy() for x in (self.sign, self.bound, self.after))
 
 
-@compiled()
-def stop_each(state: np.ndarray, walls: tuple[np.ndarray, ...]) -> None:
-    """``Contacts.stop`` of the columns of ``state`` (D, B); ``walls``: what ``arrays`` gave."""
-    dimension, sign, bound, after = walls
+@numba.njit(inline="always")
+def stop_each(state: np.ndarray, dimension: np.ndarray, sign: np.ndarray, bound: np.ndarray, after: np.ndarray) -> None:
+    """``Contacts.stop`` of the columns of ``state`` (D, B), with what ``arrays`` gave."""
     for k in range(len(bound)):
         for b in range(state.shape[1]):
             if (state[dimension[k], b] - bound[k]) * sign[k] <= 0:

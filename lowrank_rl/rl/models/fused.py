@@ -29,26 +29,27 @@ def rollout_network(weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: 
     out = torch.empty((M, len(action), D, H + 1, C), dtype=weight.dtype)
     tile = ((0,) * D,) * max(1, 8 // D)     # plans side by side hide each other's latency
     _rollout(*(x.detach().contiguous().numpy() for x in (first, last, out_bias, state.to(weight.dtype), action)),
-             walls.arrays(weight.dtype), out.numpy(), tile)
+             *walls.arrays(weight.dtype), out.numpy(), tile)
     return out.permute(0, 1, 4, 3, 2)
 
 
 @compiled()
 def _rollout(first: np.ndarray, last: np.ndarray, out_bias: np.ndarray, state: np.ndarray, action: np.ndarray,
-             walls: tuple, out: np.ndarray, tile: tuple) -> None:
+             dimension: np.ndarray, sign: np.ndarray, bound: np.ndarray, after: np.ndarray, out: np.ndarray,
+             tile: tuple) -> None:
     M, B, D, steps, C = out.shape
     actions = out_bias.shape[2]
     units = first.shape[1] * first.shape[3]
     first, last = first.reshape(-1), last.reshape(-1)
     P = len(tile)
-    x, spot = np.empty((P, D), out.dtype), np.zeros(P, np.int64)
+    x, spot = np.empty((D, P), out.dtype), np.zeros(P, np.int64)
     for m in range(M):
         for b in range(B):
             for c in range(0, C, P):
                 plans = min(P, C - c)
                 for p in range(P):
                     for d in range(D):
-                        x[p, d] = state[m, b, d]
+                        x[d, p] = state[m, b, d]
                 for h in range(steps):
                     if h > 0:
                         for p in range(plans):
@@ -56,8 +57,8 @@ def _rollout(first: np.ndarray, last: np.ndarray, out_bias: np.ndarray, state: n
                         relu_layers(first, m * (D + 1) * units, last, spot, x, units, tile)
                         for p in range(plans):
                             for d in range(D):
-                                x[p, d] += out_bias[m, b, action[b, c + p, h - 1], d]
-                        stop_each(x.T, walls)
+                                x[d, p] += out_bias[m, b, action[b, c + p, h - 1], d]
+                        stop_each(x, dimension, sign, bound, after)
                     for p in range(plans):
                         for d in range(D):
-                            out[m, b, d, h, c + p] = x[p, d]
+                            out[m, b, d, h, c + p] = x[d, p]

@@ -40,14 +40,14 @@ def rollout_basis(basis: SplineBasis | PolynomialBasis, center: Tensor, scale: T
     if isinstance(basis, SplineBasis):
         gain = basis.cells / span
         _spline(_single(gain), _single(-(center + scale * basis.low) * gain), _single(basis.cells), _single(basis.pieces),
-                _single(weight.flatten(3)), _single(shift), stops, start, plans, out)
+                _single(weight.flatten(3)), _single(shift), *stops, start, plans, out)
     else:
         gain = 2 / span
         monomials, parent, factor = _monomials(D, basis.degree)
         table = (weight.mT @ monomials.T.to(weight)).flatten(2, 3)                          # (M, B, actions D, F)
         table = torch.nn.functional.pad(table, (0, 0, 0, -table.shape[2] % HEIGHT))
         _polynomial(_single(gain), _single(-1 - (center + scale * basis.low) * gain), parent, factor, _single(table),
-                    _single(shift), stops, start, plans, out)
+                    _single(shift), *stops, start, plans, out)
     return torch.from_numpy(out).permute(0, 1, 4, 3, 2)
 
 
@@ -79,7 +79,8 @@ def _monomials(inputs: int, degree: int) -> tuple[Tensor, np.ndarray, np.ndarray
 
 @compiled(fastmath=FAST)
 def _spline(gain: np.ndarray, offset: np.ndarray, cells: np.ndarray, pieces: np.ndarray, table: np.ndarray, shift: np.ndarray,
-            walls: tuple, state: np.ndarray, action: np.ndarray, out: np.ndarray) -> None:
+            dimension: np.ndarray, sign: np.ndarray, bound: np.ndarray, after: np.ndarray, state: np.ndarray,
+            action: np.ndarray, out: np.ndarray) -> None:
     """table (M, B, A, n0 n1 D): what input 1 meets lies side by side; four splines of each input meet at a place."""
     M, B, D, steps, C = out.shape
     A, size = table.shape[2:]
@@ -117,14 +118,15 @@ def _spline(gain: np.ndarray, offset: np.ndarray, cells: np.ndarray, pieces: np.
                         y0, y1 = four_by_four(table, at, row, values, lane, LANES)
                         x[0, lane] += y0 + shift[0]
                         x[1, lane] += y1 + shift[1]
-                    stop_each(x, walls)
+                    stop_each(x, dimension, sign, bound, after)
                     for i in range(2):
                         out[m, b, i, h, first:first + lanes] = x[i, :lanes]
 
 
 @compiled(fastmath=FAST)
 def _polynomial(gain: np.ndarray, offset: np.ndarray, parent: np.ndarray, factor: np.ndarray, table: np.ndarray,
-                shift: np.ndarray, walls: tuple, state: np.ndarray, action: np.ndarray, out: np.ndarray) -> None:
+                shift: np.ndarray, dimension: np.ndarray, sign: np.ndarray, bound: np.ndarray, after: np.ndarray,
+                state: np.ndarray, action: np.ndarray, out: np.ndarray) -> None:
     """table (M, B, A D and some zeros, F)"""
     M, B, D, steps, C = out.shape
     height, F = table.shape[2:]
@@ -155,7 +157,7 @@ def _polynomial(gain: np.ndarray, offset: np.ndarray, parent: np.ndarray, factor
                     for d in range(D):
                         for lane in range(LANES):
                             x[d, lane] += y[acts[h, lane] * D + d, lane] + shift[d]
-                    stop_each(x, walls)
+                    stop_each(x, dimension, sign, bound, after)
                     for d in range(D):
                         out[m, b, d, h, first:first + lanes] = x[d, :lanes]
 

@@ -40,7 +40,7 @@ def rollout(layers: Sequence[tuple[Tensor, Tensor]], mixed: Tensor, shift: Tenso
     M, B, C, H, _ = mixed.shape
     out = torch.empty((M, state.shape[2], H + 1, B * C))
     _rollout(_pack(layers), *(x.float().contiguous().numpy() for x in (mixed.flatten(1, 2), shift, state)),
-             walls.arrays(torch.float32), out.numpy())
+             *walls.arrays(torch.float32), out.numpy())
     return out.permute(0, 3, 2, 1).unflatten(1, (B, C))
 
 
@@ -146,7 +146,7 @@ def _forward(packed, x, out):
 
 
 @compiled()
-def _rollout(packed, mixed, shift, state, walls, out):
+def _rollout(packed, mixed, shift, state, dimension, sign, bound, after, out):
     """mixed (M, B C, H, R), out (M, D, H + 1, B C)"""
     M, D, steps, count = out.shape
     R = mixed.shape[3]
@@ -167,7 +167,7 @@ def _rollout(packed, mixed, shift, state, walls, out):
                             share = mixed[m, first + row, h - 1, r]
                             for d in range(D):
                                 x[row, d] += share * y[row, r * D + d]
-                    stop_each(x.T, walls)
+                    stop_each(x.T, dimension, sign, bound, after)
                 for d in range(D):
                     for row in range(rows):
                         out[m, d, h, first + row] = x[row, d]

@@ -17,7 +17,7 @@ ROWS = 6                 # of a tile of ``layer``
 
 @intrinsic
 def relu_layers(typing, first, at, last, spot, x, units, tile):
-    """x[p, :] += sum_k last[spot[p] + ...k] max(first[at + ...k]' (x[p, :], 1), 0) for the P plans of ``x`` (P, D).
+    """x[:, p] += sum_k last[spot[p] + ...k] max(first[at + ...k]' (x[:, p], 1), 0) for the P plans of ``x`` (D, P).
 
     ``first`` has D weights and a bias for a vector of hidden units, then for the next vector, until ``units`` are done;
     ``last`` likewise, without a bias, from each plan's own spot on. ``tile``: a tuple of P tuples of D, whatever is in them.
@@ -27,7 +27,7 @@ def relu_layers(typing, first, at, last, spot, x, units, tile):
         P, D = tile.count, tile.dtype.count
         data, out, x = code.data(0, args[1]), code.data(2), code.data(4)
         outs = [builder.gep(out, [builder.load(builder.gep(code.data(3), [code.number(p)]))]) for p in range(P)]
-        state = [[code.spread(builder.load(builder.gep(x, [code.number(p * D + d)]))) for d in range(D)] for p in range(P)]
+        state = [[code.spread(builder.load(builder.gep(x, [code.number(d * P + p)]))) for d in range(D)] for p in range(P)]
         sums = [[code.variable(code.zero) for _ in range(D)] for _ in range(P)]
         with cgutils.for_range_slice(builder, code.number(0), args[5], code.number(code.lanes)) as (unit, _):
             inward, outward = (builder.mul(unit, code.number(n)) for n in (D + 1, D))
@@ -42,7 +42,7 @@ def relu_layers(typing, first, at, last, spot, x, units, tile):
                     builder.store(total, sums[p][d])
         for p in range(P):
             for d in range(D):
-                place = builder.gep(x, [code.number(p * D + d)])
+                place = builder.gep(x, [code.number(d * P + p)])
                 builder.store(code.total(builder.load(place), builder.load(sums[p][d])), place)
         return context.get_dummy_value()
     n = types.intp

@@ -1,0 +1,174 @@
+"""Milliseconds per decision, from the state to the chosen action: draw plans, roll them out, score them, choose.
+
+    python benchmarks/planning.py                                   # two threads, some minutes
+    python benchmarks/planning.py --threads 1 --note "quiet machine"
+    python benchmarks/planning.py --help
+
+Each decision beside the same one by the plain loop (``unroll.rollout``), and beside the machine's own peaks, measured in the
+same run. Simulators are trained for a moment only: the time does not depend on it. Prints Markdown and writes results/planning.csv.
+"""
+
+import statistics
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import tyro
+from machine import peaks, seconds
+from tables import show, write
+from torch import Tensor
+
+from lowrank_rl import rng
+from lowrank_rl.nets import Mlp
+from lowrank_rl.rl import data, unroll
+from lowrank_rl.rl.bench import cases
+from lowrank_rl.rl.contracts import EpisodeView, fresh_view
+from lowrank_rl.rl.models.persim import ACTION, STATE, Exact, PerSim, PerSimConfig, fit_persim
+from lowrank_rl.rl.plan import CEMConfig, ShootingConfig, cem, random_shooting
+from lowrank_rl.rl.policies.mpc import MPC
+from lowrank_rl.rl.policies.uniform import Uniform
+from lowrank_rl.rl.score import cartpole_margin, mountaincar_bonus, total_reward
+from lowrank_rl.tensor import AdamConfig, ALSConfig, Polynomial, Spline
+from lowrank_rl.tensor.bases import SplineBasis
+
+AGENTS = 20
+BRIEF = AdamConfig(epochs=3, batch=256)
+SIMULATORS = {
+    ("mountaincar", "spline 64 x 6"): PerSimConfig(rank=3, exact=Exact(Spline(2, (64, 6)), ALSConfig(sweeps=2))),
+    ("mountaincar", "network 256"): PerSimConfig(rank=3, adam=BRIEF),
+    ("cartpole", "polynomial of degree 3"): PerSimConfig(rank=5, exact=Exact(Polynomial(4, 3), ALSConfig(sweeps=2))),
+    ("cartpole", "network 256"): PerSimConfig(rank=5, adam=BRIEF),
+    ("halfcheetah", "network 4 x 256, bfloat16"): PerSimConfig(rank=15, state_hidden=(256,) * 4, precision="bfloat16", adam=BRIEF),
+    ("halfcheetah", "network 4 x 256"): PerSimConfig(rank=15, state_hidden=(256,) * 4, adam=BRIEF),
+}
+SCORES = {"total reward": total_reward, "mountaincar bonus": lambda _: mountaincar_bonus, "cartpole margin": lambda _: cartpole_margin}
+PAPER, FAR = ShootingConfig(horizon=50, candidates=1000), ShootingConfig(horizon=150, candidates=300, stay=(0.0, 0.9, 0.97))
+DECISIONS = {
+    "mountaincar": [(PAPER, "mountaincar bonus"), (PAPER, "total reward"), (FAR, "total reward")],
+    "cartpole": [(PAPER, "cartpole margin"), (PAPER, "total reward")],
+    "halfcheetah": [(CEMConfig(), "total reward")],
+}
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A model whose rollouts are the plain loop."""
+    model: PerSim
+
+    @property
+    def members(self) -> int:
+        return self.model.members
+
+    def context(self, view: EpisodeView) -> Tensor:
+        return self.model.context(view)
+
+    def predict(self, *question: Tensor | None) -> Tensor:
+        return self.model.predict(*question)
+
+    def rollout(self, *question: Tensor | None) -> Tensor:
+        return unroll.rollout(self, *question)
+
+
+def simulators(name: str, config: PerSimConfig, seed: int) -> PerSim:
+    """Trained for a moment on a few short logs."""
+    environment = cases.ENVIRONMENTS[name]
+    logged = data.collect(environment, data.agents(environment, AGENTS, seed=seed), torch.arange(AGENTS),
+                          Uniform(environment.actions), seed=seed, what="random", max_steps=100)
+    return fit_persim(logged.transitions(), AGENTS, environment.actions, config, seed=seed)
+
+
+def operations(model: PerSim) -> float:
+    """Additions and multiplications that one step of one plan in one member needs, once the agent is folded in."""
+    state, action = (model.module.modes[k] for k in (STATE, ACTION))
+    D, R = model.module.outputs, model.module.rank
+    if isinstance(state, Mlp):
+        if isinstance(action, Mlp):
+            products = sum(layer.weight[0].numel() for network in (state, action) for layer in network.layers)
+            return 2 * (products + D * R)
+        hidden = state.layers[0].weight.shape[2]
+        return 2 * hidden * 2 * D
+    if isinstance(state.basis, SplineBasis):
+        each = state.basis.degree + 1
+        return 2 * (2 * each * 6 + each * each * D + each * D)      # pieces and their slopes, then what meets
+    return state.basis.size * (1 + 2 * D)
+
+
+def view(name: str, episodes: int, seed: int) -> EpisodeView:
+    environment = cases.ENVIRONMENTS[name]
+    state = environment.reset(episodes, generator=rng.stream(seed, "benchmark", "start"))
+    return fresh_view(torch.arange(episodes) % AGENTS, state, environment.actions.size)
+
+
+def decide(name: str, model: PerSim | Plain, config: ShootingConfig | CEMConfig, score: str, episodes: int, seed: int,
+           repeats: int) -> tuple[list[float], list[float]]:
+    """Wall and processor seconds of decisions."""
+    environment, search = cases.ENVIRONMENTS[name], cem if isinstance(config, CEMConfig) else random_shooting
+    persim = model.model if isinstance(model, Plain) else model
+    price = cases.PLANNING["best", name].price / (persim.unit * len(persim.unit))
+    policy = MPC(model, partial(search, actions=environment.actions, config=config), SCORES[score](environment),
+                 price if bool(price.any()) else None)
+    policy.reset(torch.arange(episodes))
+    generators = [rng.stream(seed, "benchmark", episode) for episode in range(episodes)]
+    shown = view(name, episodes, seed)
+    return seconds(lambda: policy.act(shown, generators=generators), repeats)
+
+
+def moved(name: str, model: PerSim, seed: int) -> float:
+    """How far the fast path's states are from the plain loop's within 10 steps, in shares of the largest."""
+    shown = view(name, 1, seed)
+    plans = cases.ENVIRONMENTS[name].actions.sample((1, 100, 10), generator=rng.stream(seed, "benchmark", "plans"))
+    asked = model.context(shown), shown.state.expand(model.members, *shown.state.shape), plans
+    plain = unroll.rollout(model, *asked)
+    return float((model.rollout(*asked) - plain).abs().max() / plain.abs().max())
+
+
+def main(threads: int = 2, repeats: int = 100, seed: int = 0, batches: tuple[int, ...] = (1, 20, 100),
+         environments: tuple[str, ...] = tuple(DECISIONS), note: str = "", out: Path = Path("results/planning.csv")) -> None:
+    """Milliseconds per decision.
+
+    Args:
+        threads: torch's, which planning follows.
+        repeats: decisions of one episode in MountainCar and CartPole; a twentieth of it in HalfCheetah and of many episodes.
+        seed: of logs, training, states and plans.
+        batches: episodes that plan at once.
+        environments: of which to measure decisions.
+        note: what should be known of the run, such as who shared the machine.
+        out: where to write.
+    """
+    torch.set_num_threads(threads)
+    peak = peaks(threads)
+    show(peak)
+    rows = []
+    for (name, what), config in SIMULATORS.items():
+        if name not in environments:
+            continue
+        members = cases.LEARNING["paper", name].members
+        model = simulators(name, replace(config, members=members), seed)
+        low = config.precision == "bfloat16"
+        for planner, score in DECISIONS[name]:
+            rounds = planner.rounds if isinstance(planner, CEMConfig) else 1
+            steps = members * planner.candidates * planner.horizon * rounds
+            plain = min(decide(name, Plain(model), planner, score, 1, seed, 3)[0])
+            for episodes in batches:
+                count = repeats if episodes == 1 and name != "halfcheetah" else max(3, repeats // 20)
+                wall, cpu = decide(name, model, planner, score, episodes, seed, count)
+                ms = 1e3 * statistics.median(wall) / episodes
+                rate = steps * operations(model) / min(wall) * episodes / 1e9
+                bytes_ = 2 * 4 * steps * model.module.outputs / min(wall) * episodes / 1e9
+                rows.append({
+                    "environment": name, "simulators": what, "members": members, "rounds": rounds, "candidates": planner.candidates,
+                    "horizon": planner.horizon, "score": score, "episodes": episodes, "threads": threads,
+                    "ms": f"{ms:.2f}", "ms_min": f"{1e3 * min(wall) / episodes:.2f}", "ms_max": f"{1e3 * max(wall) / episodes:.2f}",
+                    "n": len(wall), "processor_ms": f"{1e3 * min(cpu) / episodes:.2f}",
+                    "gflop_per_s": f"{rate:.0f}",
+                    "of_peak": f"{rate / peak['peak_bfloat16_gflop_per_s' if low else 'peak_gflop_per_s']:.0%}",
+                    "of_bandwidth": f"{bytes_ / peak['peak_gb_per_s']:.0%}",
+                    "plain_ms": f"{1e3 * plain:.0f}", "plain_over_fast": f"{plain / min(wall) * episodes:.1f}",
+                    "difference": f"{moved(name, model, seed):.0e}", "note": note} | {k: f"{v:.0f}" for k, v in peak.items()})
+                show(rows[-1])
+    write(out, rows)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
