@@ -55,7 +55,7 @@ LEARNING = {
                                         adam=AdamConfig(epochs=300, batch=64, schedule="halve")),
     ("paper", "halfcheetah"): PerSimConfig(rank=15, init="linear", walls=False, state_hidden=(256,) * 4,
                                            adam=AdamConfig(epochs=300, batch=512, schedule="halve")),
-    # Exact solves of data without noise: one simulator is enough, the best of a few starts. What was tried: docs/simulators.md
+    # Exact solves of data without noise: one simulator is enough, the best of a few starts (docs/architecture.md)
     ("best", "mountaincar"): PerSimConfig(rank=3, members=1, exact=Exact(Spline(2, (32, 4)), ALSConfig(tol=0.008, spare=3))),
     ("best", "cartpole"): PerSimConfig(rank=5, members=1, exact=Exact(
         Polynomial(4, 3), ALSConfig(sweeps=100, regularization=1e-10, tol=0.01, spare=4))),
