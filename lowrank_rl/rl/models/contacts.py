@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 LEAST = 5        # next states with exactly the extreme value that tell a wall
 ALIKE = 0.9      # share of them in which another dimension has one and the same value, for it to be set, too
 
@@ -45,21 +44,34 @@ class Contacts:
 
 
 @numba.njit(inline="always")
-def stop_each(state: np.ndarray, dimension: np.ndarray, sign: np.ndarray, bound: np.ndarray, after: np.ndarray,
-              before: np.ndarray) -> None:
-    """``Contacts.stop`` of the columns of ``state`` (D, B), with what ``arrays`` gave; ``before`` (D,): room for one."""
-    for b in range(state.shape[1] if len(bound) else 0):
-        hit = False
+def stop_one(state: np.ndarray, b: int, dimension: np.ndarray, sign: np.ndarray, bound: np.ndarray, after: np.ndarray,
+             before: np.ndarray) -> None:
+    """``Contacts.stop`` of column b of ``state`` (D, B), with what ``arrays`` gave; ``before`` (D,): room."""
+    hit = False
+    for k in range(len(bound)):
+        hit |= (state[dimension[k], b] - bound[k]) * sign[k] <= 0
+    if hit:
+        for d in range(len(state)):
+            before[d] = state[d, b]
         for k in range(len(bound)):
-            hit |= (state[dimension[k], b] - bound[k]) * sign[k] <= 0
-        if hit:
-            for d in range(len(state)):
-                before[d] = state[d, b]
-            for k in range(len(bound)):
-                if (before[dimension[k]] - bound[k]) * sign[k] <= 0:
-                    for d in range(len(state)):
-                        if not np.isnan(after[k, d]):
-                            state[d, b] = after[k, d]
+            if (before[dimension[k]] - bound[k]) * sign[k] <= 0:
+                for d in range(len(state)):
+                    if not np.isnan(after[k, d]):
+                        state[d, b] = after[k, d]
+
+
+@numba.njit(inline="always")
+def stop_all(state: np.ndarray, dimension: np.ndarray, sign: np.ndarray, bound: np.ndarray, after: np.ndarray,
+             before: np.ndarray) -> None:
+    """``stop_one`` of each column."""
+    hits = 0
+    for k in range(len(bound)):
+        d, lower, wall = dimension[k], sign[k], bound[k]
+        for b in range(state.shape[1]):      # a loop for vectors; hits are rare
+            hits |= np.int32((state[d, b] - wall) * lower <= 0)
+    if hits:
+        for b in range(state.shape[1]):
+            stop_one(state, b, dimension, sign, bound, after, before)
 
 
 def none(dimensions: int) -> Contacts:

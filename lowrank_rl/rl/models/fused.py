@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowrank_rl.rl.models.contacts import Contacts, stop_each
+from lowrank_rl.rl.models.contacts import Contacts, stop_one
 from lowrank_rl.rl.models.lanes import BYTES, relu_layers
 from lowrank_rl.tensor.solvers.compiled import compiled
 
@@ -58,7 +58,7 @@ def _rollout(first: np.ndarray, last: np.ndarray, out_bias: np.ndarray, state: n
                         for p in range(plans):
                             for d in range(D):
                                 x[d, p] += out_bias[m, b, action[b, c + p, h - 1], d]
-                        stop_each(x, dimension, sign, bound, after, before)
+                            stop_one(x, p, dimension, sign, bound, after, before)
                     for p in range(plans):
                         for d in range(D):
                             out[m, b, d, h, c + p] = x[d, p]

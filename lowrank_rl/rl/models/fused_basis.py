@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowrank_rl.rl.models.contacts import Contacts, stop_each
+from lowrank_rl.rl.models.contacts import Contacts, stop_all
 from lowrank_rl.rl.models.lanes import HEIGHT, four_by_four, product
 from lowrank_rl.tensor.bases import PolynomialBasis, SplineBasis
 from lowrank_rl.tensor.solvers.compiled import compiled
@@ -118,7 +118,7 @@ def _spline(gain: np.ndarray, offset: np.ndarray, cells: np.ndarray, pieces: np.
                         y0, y1 = four_by_four(table, at, row, values, lane, LANES)
                         x[0, lane] += y0 + shift[0]
                         x[1, lane] += y1 + shift[1]
-                    stop_each(x, dimension, sign, bound, after, before)
+                    stop_all(x, dimension, sign, bound, after, before)
                     for i in range(2):
                         out[m, b, i, h, first:first + lanes] = x[i, :lanes]
 
@@ -157,7 +157,7 @@ def _polynomial(gain: np.ndarray, offset: np.ndarray, parent: np.ndarray, factor
                     for d in range(D):
                         for lane in range(LANES):
                             x[d, lane] += y[acts[h, lane] * D + d, lane] + shift[d]
-                    stop_each(x, dimension, sign, bound, after, before)
+                    stop_all(x, dimension, sign, bound, after, before)
                     for d in range(D):
                         out[m, b, d, h, first:first + lanes] = x[d, :lanes]
 

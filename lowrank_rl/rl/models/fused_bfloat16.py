@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowrank_rl.rl.models.contacts import Contacts, stop_each
+from lowrank_rl.rl.models.contacts import Contacts, stop_all
 from lowrank_rl.rl.models.lanes import ROWS, layer
 from lowrank_rl.tensor.solvers.compiled import compiled
 
@@ -167,7 +167,7 @@ def _rollout(packed, mixed, shift, state, dimension, sign, bound, after, out):
                             share = mixed[m, first + row, h - 1, r]
                             for d in range(D):
                                 x[row, d] += share * y[row, r * D + d]
-                    stop_each(x.T, dimension, sign, bound, after, before)
+                    stop_all(x.T, dimension, sign, bound, after, before)
                 for d in range(D):
                     for row in range(rows):
                         out[m, d, h, first + row] = x[row, d]
