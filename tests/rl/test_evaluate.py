@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import r2_score
+from stand_ins import balance, energy_pumping
 
-from lowrank_rl.rl.behaviour.scripted import Balance, EnergyPumping
 from lowrank_rl.rl.data import agents, collect
 from lowrank_rl.rl.envs import cartpole, mountaincar
 from lowrank_rl.rl.evaluate import prediction_error, returns
@@ -17,7 +17,7 @@ from lowrank_rl.rl.policies.uniform import Uniform
 from lowrank_rl.rl.unroll import rollout
 
 CARTPOLE, MOUNTAINCAR = cartpole.ENVIRONMENT, mountaincar.ENVIRONMENT
-FALL = Balance(gain=(-0.1, -0.2, -1.0, -0.4), explore=0.7)     # episodes of about ten steps, some shorter
+FALL = balance(gain=(-0.1, -0.2, -1.0, -0.4), explore=0.7)     # episodes of about ten steps, some shorter
 
 
 class Drift:
@@ -73,7 +73,7 @@ def slow(environment, policy, covariates, numbers, count, seed):
     return found
 
 
-@pytest.mark.parametrize(("environment", "policy"), [(CARTPOLE, Balance(explore=0.5)), (MOUNTAINCAR, EnergyPumping()),
+@pytest.mark.parametrize(("environment", "policy"), [(CARTPOLE, balance(explore=0.5)), (MOUNTAINCAR, energy_pumping()),
                                                      (CARTPOLE, FALL)])
 def test_prediction_error_is_that_of_a_slow_loop(environment, policy):
     covariates, numbers = agents(environment, 6, seed=0), [1, 3, 0]
@@ -100,7 +100,7 @@ def test_prediction_error_is_that_of_a_slow_loop(environment, policy):
         assert any(np.isnan(error.by_step).any() for error in found.values())
 
 
-@pytest.mark.parametrize(("environment", "policy"), [(CARTPOLE, Balance()), (MOUNTAINCAR, EnergyPumping()),
+@pytest.mark.parametrize(("environment", "policy"), [(CARTPOLE, balance()), (MOUNTAINCAR, energy_pumping()),
                                                      (CARTPOLE, Uniform(CARTPOLE.actions))])
 def test_the_true_environment_predicts_itself(environment, policy):
     covariates = agents(environment, 5, seed=0)
@@ -116,7 +116,7 @@ def test_the_true_environment_predicts_itself(environment, policy):
 def test_a_simulator_of_the_wrong_agent_errs():
     covariates = agents(CARTPOLE, 5, seed=0)
     wrong = TrueEnv(CARTPOLE, covariates.roll(1, 0))
-    found = prediction_error(CARTPOLE, wrong, covariates, [0, 1], Balance(), episodes=3, seed=0)
+    found = prediction_error(CARTPOLE, wrong, covariates, [0, 1], balance(), episodes=3, seed=0)
     assert min(error.rmse for error in found.values()) > 0.05
 
 
@@ -136,7 +136,7 @@ def test_predictions_that_are_no_numbers_are_refused(lost):
 
     covariates = agents(MOUNTAINCAR, 5, seed=0)
     with pytest.raises(ValueError, match="agent 1: expected finite predictions, got NaN or Inf in 1 of 2 episodes"):
-        prediction_error(MOUNTAINCAR, Lost(), covariates, [1, 3], EnergyPumping(), episodes=2, seed=0)
+        prediction_error(MOUNTAINCAR, Lost(), covariates, [1, 3], energy_pumping(), episodes=2, seed=0)
 
 
 @pytest.mark.parametrize("ask", [prediction_error, returns])

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import truncnorm
 
 from lowrank_rl.rl.contracts import Box, Discrete
-from lowrank_rl.rl.plan import CEMConfig, ShootingConfig, cem, random_shooting
+from lowrank_rl.rl.plan import CEMConfig, ICEMConfig, ShootingConfig, cem, icem, random_shooting
 from lowrank_rl.rng import stream
 
 BOX = Box(-1.0, 1.0, 2)
@@ -169,12 +169,64 @@ def test_cem_keeps_failed_plans_out_of_the_elites():
     assert (plan.actions > 0.5).all()
 
 
-# ---- both
+# ---- improved cross-entropy
+
+
+def test_icem_finds_the_top_of_a_hill_inside_and_at_the_bound():
+    target = torch.tensor([[[0.3, -0.6], [0.0, 0.9], [-0.2, 1.7]], [[-0.7, 0.1], [0.4, 0.4], [0.0, -2.0]]]).double()
+    spy = Spy(near(target[:, None]))
+    plan = icem(spy, BOX, ICEMConfig(horizon=3, candidates=300, elites=20, rounds=12), memory=None, generators=streams(2))
+    torch.testing.assert_close(plan.actions, target.clamp(-1, 1), atol=0.02, rtol=0)
+    assert all((plans.abs() <= 1).all() for plans in spy.plans)
+
+
+def test_icem_by_a_loop_over_what_it_tried():
+    """Pinneri and others 2020, algorithm 1: fewer fresh plans each round, then kept elites and the mean; the best of all."""
+    wide = Box(-1e3, 1e3, 2)
+    config = ICEMConfig(horizon=4, candidates=4000, elites=8, rounds=4, decay=2.0, colour=1.0, kept=0.25, smoothing=0.2,
+                        spread=0.7)
+    memory = 3 * torch.randn((1, 3, 4, 2), generator=stream(0, "memory"), dtype=torch.float64)      # a mean and two elites
+    spy = Spy(near(torch.tensor([0.5, -2.0], dtype=torch.float64)))
+    plan = icem(spy, wide, config, memory=memory, generators=streams(1))
+    later = torch.cat([memory[0, :, 1:], memory[0, :, -1:]], dim=1).numpy()
+    mean, kept, deviation = later[0], later[1:], np.full((4, 2), 0.7)
+    assert [plans.shape[1] for plans in spy.plans] == [4003, 2003, 1003, 503]
+    for plans, values in zip(spy.plans, spy.values, strict=True):
+        plans, values = plans[0].numpy(), values[0].numpy()
+        np.testing.assert_allclose(plans[-3:], [*kept, mean], atol=1e-12)
+        fresh = plans[:-3]
+        assert (np.abs(fresh.mean(0) - mean) < 5 * deviation / math.sqrt(len(fresh))).all()
+        np.testing.assert_allclose(fresh.std(0), deviation, rtol=5 / math.sqrt(len(fresh)))
+        elites = plans[np.argsort(-values)[:8]]
+        mean = 0.2 * mean + 0.8 * elites.mean(0)
+        deviation = 0.2 * deviation + 0.8 * elites.std(0, ddof=1)
+        kept = elites[:2]
+    np.testing.assert_allclose(plan.memory[0], [mean, *kept], atol=1e-12)
+    every, worth = torch.cat(spy.plans, 1)[0], torch.cat(spy.values, 1)[0]
+    assert torch.equal(plan.actions[0], every[worth.argmax()])
+
+
+@pytest.mark.parametrize("horizon", [16, 17])
+@pytest.mark.parametrize("colour", [0.0, 1.0, 2.0])
+def test_icem_noise_has_the_colour_asked_for(horizon, colour):
+    spy = Spy(flat)
+    config = ICEMConfig(horizon=horizon, candidates=20000, rounds=1, colour=colour, spread=0.4)
+    icem(spy, Box(-1e3, 1e3, 2), config, memory=None, generators=streams(1))
+    noise = spy.plans[0][0, :20000] / 0.4                                  # (C, H, A)
+    torch.testing.assert_close(noise.var(0), torch.ones((horizon, 2), dtype=torch.float64), atol=0.06, rtol=0)
+    power = np.abs(np.fft.fft(noise.numpy(), axis=1)[:, 1:horizon // 2 + 1]) ** 2
+    slope = np.polyfit(np.log(np.arange(1, horizon // 2 + 1)), np.log(power.mean((0, 2))), 1)[0]
+    assert slope == pytest.approx(-colour, abs=0.03)
+    assert abs((noise[..., 0] * noise[..., 1]).mean()) < 0.02              # joints are independent
+
+
+# ---- all
 
 
 PLANNERS = {
     "shooting": (random_shooting, Discrete(3), ShootingConfig(horizon=4, candidates=60)),
     "cem": (cem, Box(-1.0, 1.0, 1), CEMConfig(horizon=4, candidates=60, elites=5, rounds=3)),
+    "icem": (icem, Box(-1.0, 1.0, 1), ICEMConfig(horizon=4, candidates=60, elites=5, rounds=3, decay=1.0)),
 }
 
 
@@ -201,7 +253,7 @@ def test_a_row_without_any_finite_score_is_refused(search):
         value = first_action(plans)
         value[1] = math.nan
         return value
-    with pytest.raises(ValueError, match="expected at least one plan with a finite score, got none of 60 in row 1"):
+    with pytest.raises(ValueError, match="expected at least one plan with a finite score, got none of 6[01] in row 1"):
         search(score, streams(3))
 
 
@@ -209,7 +261,7 @@ def test_a_row_draws_from_its_own_generator(search):
     together, alone = Spy(first_action), Spy(first_action)
     plan = search(together, streams(3))
     own = search(alone, streams(3)[2:])
-    assert torch.equal(torch.stack(together.plans)[:, 2], torch.stack(alone.plans)[:, 0])
+    assert torch.equal(torch.cat(together.plans, 1)[2], torch.cat(alone.plans, 1)[0])
     assert torch.equal(plan.actions[2], own.actions[0])
     assert not torch.equal(together.plans[0][0], together.plans[0][1])
 
@@ -231,6 +283,13 @@ def test_same_generators_same_plans(search):
     (CEMConfig, {"smoothing": 1.0}, r"smoothing: expected a share in \[0, 1\), got 1.0"),
     (CEMConfig, {"spread": (0.6, 0.3)}, "spread: expected 0 < low <= high"),
     (CEMConfig, {"spread": (0.0, 0.3)}, "spread: expected"),
+    (ICEMConfig, {"horizon": 1}, "horizon: expected a whole number >= 2, got 1"),
+    (ICEMConfig, {"elites": 1}, r"elites: expected 2..100 \(candidates\), got 1"),
+    (ICEMConfig, {"kept": 1.0}, r"kept: expected a share in \[0, 1\), got 1.0"),
+    (ICEMConfig, {"smoothing": -0.1}, "smoothing: expected"),
+    (ICEMConfig, {"decay": 0.5}, "decay: expected a number >= 1, got 0.5"),
+    (ICEMConfig, {"colour": math.nan}, "colour: expected"),
+    (ICEMConfig, {"spread": 0.0}, "spread: expected"),
 ])
 def test_impossible_settings_are_refused(config, wrong, text):
     with pytest.raises(ValueError, match=text):

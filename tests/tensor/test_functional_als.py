@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.polynomial import chebyshev
 
 from lowrank_rl.rng import numpy_stream, stream
-from lowrank_rl.tensor import AdamConfig, CPCompletion, functional_coarse, functional_state
+from lowrank_rl.tensor import AdamConfig, CPCompletion, functional_coarse, functional_starts, functional_state
 from lowrank_rl.tensor.functional import FunctionalCP, FunctionalModule
 from lowrank_rl.tensor.functional_adam import split
 from lowrank_rl.tensor.functional_als import ALSConfig, fit_als
@@ -490,6 +490,55 @@ def test_a_member_in_a_false_minimum_begins_anew(monkeypatch):
     np.testing.assert_allclose(model.predict_members(X)[1], y, atol=1e-3)
     few = FunctionalCP(modes, rank=1, members=2, normalize=False, solver=ALSConfig(tol=0.01, sweeps=4)).fit(X, y)
     assert few.history_[-1]["loss"] > 0.3                 # before it has had its time
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_lost_member_goes_on_from_the_best_ones_weights(monkeypatch, seed):
+    """It starts at zero, and would find nothing but zero by starting anew; yet it ends where the best one does."""
+    def stuck(*arguments):
+        weights = random_weights(*arguments)
+        for w in weights:
+            w[1] = 0
+        return weights
+    monkeypatch.setattr(functional_state, "random_weights", stuck)
+    monkeypatch.setattr(functional_starts, "random_weights", lambda *what: [0 * w for w in random_weights(*what)])
+    modes = [Categorical(9), Polynomial(1, 2)]
+    X = coordinates(modes, 300)
+    y = np.random.default_rng(seed).normal(size=9)[X[0]] * (1 + X[1][:, 0] ** 2)
+
+    def losses(members):
+        model = FunctionalCP(modes, rank=1, members=members, normalize=False, solver=ALSConfig(tol=0.01), random_state=seed)
+        return ((model.fit(X, y).predict_members(X) - y) ** 2).mean(1)
+    together = losses(2)
+    assert together[1] < 1e-6 > together[0]
+    monkeypatch.setattr(Pace, "lost", lambda pace, lowest, number: False)
+    left_alone = losses(2)
+    assert left_alone[1] == pytest.approx((y ** 2).mean(), rel=1e-6)
+
+
+def test_a_lost_spare_start_begins_anew_at_random(monkeypatch):
+    """From the weights of the best of the same member it would only find what is found; another member's lost start does go
+    on from them."""
+    monkeypatch.setattr(Pace, "lost", lambda pace, lowest, number: number == 6 and float(pace.total) > lowest)
+    modes = [Categorical(20), CONTINUOUS["polynomial"], ACTION]
+    module, x, _ = begun(modes, 1, 2, 2)
+    target = torch.randn((len(x[0]), 2), generator=stream(1), dtype=torch.float64)
+    renewed = []
+    monkeypatch.setattr(functional_state.State, "renew", lambda state, weights, beginning: renewed.append((state, weights)))
+    starts = Starts(module, x, target, None, stream(0), regularization=1e-3, sweeps=20, tol=0.0, each=2, networks=False,
+                    priors=True)
+    with torch.no_grad():
+        starts.begin()
+        for number in range(1, 6):
+            starts.improve(number)
+        assert renewed == []
+        starts.improve(6)
+    best = int(starts.losses().argmin())
+    assert len(renewed) == 3                                # all but the best
+    for state, weights in renewed:
+        number = next(i for i, group in enumerate(starts.groups) if group is state)
+        from_best = all(a is b for a, b in zip(weights, starts.groups[best].weights, strict=True))
+        assert from_best == (number // 2 != best // 2)
 
 
 def test_who_begins_anew_keeps_nothing_but_other_weights(monkeypatch):

@@ -36,10 +36,11 @@ class Network:
 
     def __call__(self, state: Tensor) -> Tensor:
         """(B, D) -> (B, outputs), float32"""
-        out = state.float()
+        # summed in float64, since the last bits of a matrix product depend on how many rows it has
+        out = state.double()
         for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            out = torch.addmm(bias, out.relu() if number else out, weight)
-        return out
+            out = torch.addmm(bias.double(), out.relu() if number else out, weight.double())
+        return out.float()
 
 
 class Trained:
@@ -79,11 +80,12 @@ def nearest(environment: Environment, covariates: Tensor) -> Tensor:
     """The policy-training agent closest to each agent, (N, E) -> (N,).
 
     The paper says "the closest parameter value". Distances here are Euclidean with each covariate divided by its range
-    of Table 4; otherwise CartPole's force (16 N wide) would hide its length (0.7 m).
+    of Table 4; otherwise CartPole's force (16 N wide) would hide its length (0.7 m). Of equally close ones, the first.
     """
     low, high, training = (torch.tensor(x, dtype=torch.float64) for x in (
         environment.covariate_low, environment.covariate_high, environment.policy_training_agents))
-    return torch.cdist(covariates.double() / (high - low), training / (high - low)).argmin(1)
+    distance = ((covariates.double()[:, None] - training) / (high - low)).norm(dim=-1)
+    return distance.round(decimals=9).argmin(1)      # HalfCheetah's middle agent is as far from all four
 
 
 def purposes(environment: Environment) -> list[str]:
@@ -102,7 +104,7 @@ def data_policy(environment: Environment, covariates: Tensor, share: float = 0.0
     return Trained(networks, nearest(environment, covariates), environment.actions, 1 - (1 - share) * (1 - own))
 
 
-def tester(environment: Environment, agents: int, folder: Path = SHIPPED) -> Trained:
+def tester(environment: Environment, agents: int, folder: Path = SHIPPED) -> Trained:  # noqa: PT028 (no test of ours)
     """What acts while simulators are tested, the same on all agents. Raises ValueError as ``data_policy``."""
     return Trained([load(folder, environment, TEST)], torch.zeros(agents, dtype=torch.int64), environment.actions,
                    _explores(environment))
@@ -113,11 +115,18 @@ def _explores(environment: Environment) -> float:
 
 
 @cache
-def fingerprint(environment: Environment, folder: Path = SHIPPED) -> str:
-    """Changes with any bit of any policy of this environment."""
+def fingerprint(environment: Environment, test: bool, folder: Path = SHIPPED) -> str:
+    """Changes with any weight of the test policy, or of any policy that logs this environment's data.
+
+    Raises:
+        ValueError: as ``load``.
+    """
     digest = hashlib.blake2b(digest_size=4)
-    for path in sorted(folder.glob(f"{environment.name}-*.safetensors")):
-        digest.update(path.name.encode() + path.read_bytes())
+    for purpose in purposes(environment):
+        if (purpose == TEST) == test:
+            network = load(folder, environment, purpose)
+            for tensor in network.weights + network.biases:     # not the file, whose header comes in any order
+                digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
 
 

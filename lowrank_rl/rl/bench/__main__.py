@@ -36,8 +36,8 @@ class Options:
     """best (ours), or paper (as published)"""
     methods: tuple[str, ...] = tuple(cases.METHODS)
     """which methods"""
-    datasets: tuple[str, ...] = tuple(cases.BEHAVIOUR)
-    """which logged data"""
+    datasets: tuple[str, ...] | None = None
+    """which logged data: random, pure, pure-eps-20, pure-eps-40; by default random for tiny and quick, all for others"""
     agents: tuple[int, ...] = (1, 2, 3, 4, 5)
     """which test agents"""
     seeds: int | None = None
@@ -133,12 +133,15 @@ def _cells(options: Options) -> list[Cell]:
     check.known("settings", options.settings, cases.SETTINGS)
     for method in options.methods:
         check.known("method", method, cases.METHODS)
-    for dataset in options.datasets:
+    datasets = options.datasets
+    if datasets is None:
+        datasets = tuple(cases.BEHAVIOUR) if options.budget in ("small", "paper") else ("random",)
+    for dataset in datasets:
         check.known("data set", dataset, cases.BEHAVIOUR)
     tests = len(cases.ENVIRONMENTS[options.env].test_agents)
     for agent in options.agents:
         check.known("agent", agent, range(1, tests + 1))
-    for name, values in (("--methods", options.methods), ("--datasets", options.datasets), ("--agents", options.agents)):
+    for name, values in (("--methods", options.methods), ("--datasets", datasets), ("--agents", options.agents)):
         if not values:
             raise ValueError(f"{name}: expected at least one, got none; leave it away for all")
     if options.seeds is not None:
@@ -150,7 +153,7 @@ def _cells(options: Options) -> list[Cell]:
     return list(dict.fromkeys(
         Cell(options.env, dataset if cases.METHODS[method].learns else "none", method, agent, seed, options.settings,
              options.budget)
-        for dataset in options.datasets for method in options.methods for seed in range(seeds)
+        for dataset in datasets for method in options.methods for seed in range(seeds)
         for agent in options.agents))
 
 

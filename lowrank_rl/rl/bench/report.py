@@ -59,7 +59,8 @@ def footnotes(environment: Environment, cells: Iterable[Cell], records: dict[Cel
         if budget["return_steps"]:
             lines.append(f"**Our returns here are of the first {budget['return_steps']} of {environment.max_steps} steps; "
                          "the paper's are of whole episodes, so the two do not compare.** Use a larger --budget for that.")
-        lines.append("Prediction errors use a scripted test policy where the paper has a trained one, so compare with care.")
+        lines.append("Prediction errors are on trajectories of our trained test policy; the paper's was another, so compare "
+                     "with care.")
         dropped = sum(r.non_finite for r in have)
         if dropped:
             lines.append(f"{dropped} candidate plans scored NaN or Inf and were passed over.")

@@ -32,7 +32,7 @@ Say = Callable[[str, float], None]     # what is being done, and the share done
 
 def data_path(out: Path, cell: Cell) -> Path:
     budget = cases.BUDGETS[cell.budget, cell.environment]
-    who = "" if cell.dataset == "random" else f"-{fingerprint(cases.ENVIRONMENTS[cell.environment])}"
+    who = f"-{_loggers(cell)}" if _loggers(cell) else ""
     return out / "data" / f"{cell.environment}-{cell.dataset}-{budget.agents}-seed{cell.seed}{who}.npz"
 
 
@@ -42,6 +42,11 @@ def model_path(out: Path, cell: Cell) -> Path:
     config = asdict(cases.learning(cell.settings, cell.environment, budget))
     digest = hashlib.blake2b(json.dumps([config, data_path(out, cell).name]).encode(), digest_size=4).hexdigest()
     return out / "models" / f"{cell.environment}-{cell.dataset}-{cell.method}-seed{cell.seed}-{digest}.safetensors"
+
+
+def _loggers(cell: Cell) -> str:
+    """Which trained policies logged the data; nothing for random data."""
+    return "" if cell.dataset == "random" else fingerprint(cases.ENVIRONMENTS[cell.environment], test=False)
 
 
 def trace_path(out: Path, cell: Cell) -> Path:
@@ -152,7 +157,8 @@ def settings_of(cell: Cell) -> dict:
     budget, method = cases.BUDGETS[cell.budget, cell.environment], cases.METHODS[cell.method]
     settings = {"budget": asdict(budget)}
     if method.learns:
-        settings["policies"] = fingerprint(cases.ENVIRONMENTS[cell.environment])     # those that log and those that test
+        tested = fingerprint(cases.ENVIRONMENTS[cell.environment], test=True)
+        settings["policies"] = {"logged": _loggers(cell), "tested": tested}
         settings["learning"] = asdict(cases.learning(cell.settings, cell.environment, budget))
     if method.plans:
         settings["planning"] = asdict(cases.PLANNING[cell.settings, cell.environment])

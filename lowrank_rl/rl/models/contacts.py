@@ -2,8 +2,8 @@
 
 MountainCar's left wall stops the car: position = -1.2, velocity = 0. Such steps are few, but what follows each of them is
 predicted wrongly by a law that was fitted through them. They show in the data: next states that share their dimension's
-extreme value exactly have probability zero unless something cut them off. They are left out of the fit, and the simulator
-stops its predictions at the bound instead.
+extreme value exactly have probability zero unless something cut them off, or all numbers are rounded; then the values beside
+the extreme are shared as well. They are left out of the fit, and the simulator stops its predictions at the bound instead.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 LEAST = 5        # next states with exactly the extreme value that tell a wall
+BESIDE = 10      # next values: none of them may be half as frequent, as those of rounded numbers are
 ALIKE = 0.9      # share of them in which another dimension has one and the same value, for it to be set, too
 
 
@@ -27,12 +28,12 @@ class Contacts:
 
     def reached(self, state: Tensor) -> Tensor:
         """Whether states are at or beyond each wall, (..., D) -> (..., K)"""
-        return (state[..., self.dimension] - self.bound) * self.sign <= 0
+        return (state[..., self.dimension] - self.bound.to(state.dtype)) * self.sign <= 0
 
     def stop(self, state: Tensor) -> Tensor:
-        """States beyond a wall as they are at it, (..., D) -> (..., D)"""
-        for reached, after in zip(self.reached(state).unbind(-1), self.after.to(state.dtype), strict=True):
-            state = torch.where(reached[..., None] & ~after.isnan(), after, state)
+        """States beyond a wall as they are at it, (..., D) -> (..., D); the second meets them as the first has left them."""
+        for k, after in enumerate(self.after.to(state.dtype)):
+            state = torch.where(self.reached(state)[..., k, None] & ~after.isnan(), after, state)
         return state
 
     def to(self, device: torch.device) -> "Contacts":
@@ -44,34 +45,19 @@ class Contacts:
 
 
 @numba.njit(inline="always")
-def stop_one(state: np.ndarray, b: int, dimension: np.ndarray, sign: np.ndarray, bound: np.ndarray, after: np.ndarray,
-             before: np.ndarray) -> None:
-    """``Contacts.stop`` of column b of ``state`` (D, B), with what ``arrays`` gave; ``before`` (D,): room."""
-    hit = False
+def stop_each(state: np.ndarray, dimension: np.ndarray, sign: np.ndarray, bound: np.ndarray, after: np.ndarray) -> None:
+    """``Contacts.stop`` of the columns of ``state`` (D, B), with what ``arrays`` gave."""
     for k in range(len(bound)):
-        hit |= (state[dimension[k], b] - bound[k]) * sign[k] <= 0
-    if hit:
-        for d in range(len(state)):
-            before[d] = state[d, b]
-        for k in range(len(bound)):
-            if (before[dimension[k]] - bound[k]) * sign[k] <= 0:
-                for d in range(len(state)):
-                    if not np.isnan(after[k, d]):
-                        state[d, b] = after[k, d]
-
-
-@numba.njit(inline="always")
-def stop_all(state: np.ndarray, dimension: np.ndarray, sign: np.ndarray, bound: np.ndarray, after: np.ndarray,
-             before: np.ndarray) -> None:
-    """``stop_one`` of each column."""
-    hits = 0
-    for k in range(len(bound)):
-        d, lower, wall = dimension[k], sign[k], bound[k]
-        for b in range(state.shape[1]):      # a loop for vectors; hits are rare
-            hits |= np.int32((state[d, b] - wall) * lower <= 0)
-    if hits:
-        for b in range(state.shape[1]):
-            stop_one(state, b, dimension, sign, bound, after, before)
+        place, lower, wall = dimension[k], sign[k], bound[k]
+        hits = 0
+        for b in range(state.shape[1]):      # without branches, so that processors can use vectors; hits are rare
+            hits |= np.int32((state[place, b] - wall) * lower <= 0)
+        if hits:
+            for b in range(state.shape[1]):
+                if (state[place, b] - wall) * lower <= 0:
+                    for d in range(len(state)):
+                        if not np.isnan(after[k, d]):
+                            state[d, b] = after[k, d]
 
 
 def none(dimensions: int) -> Contacts:
@@ -86,10 +72,16 @@ def find(next_state: Tensor) -> Contacts:
     for d, column in enumerate(next_state.double().unbind(1)):
         for sign, bound in ((1.0, column.min()), (-1.0, column.max())):
             there = next_state[column == bound].double()
-            if LEAST <= len(there) < len(column):
+            if LEAST <= len(there) < len(column) and _stands_out(sign * column):
                 middle = there.median(0).values
                 after = torch.where((there == middle).double().mean(0) >= ALIKE, middle, torch.nan)
                 found = Contacts(torch.cat([found.dimension, torch.tensor([d], device=column.device)]),
                                  torch.cat([found.sign, bound.new_tensor([sign])]),
                                  torch.cat([found.bound, bound[None]]), torch.cat([found.after, after[None]]))
     return found
+
+
+def _stands_out(column: Tensor) -> bool:
+    """Whether the least value is much more frequent than those beside it."""
+    counts = column.unique(return_counts=True)[1]
+    return bool(counts[0] > 2 * counts[1:1 + BESIDE].max())

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowrank_rl.rl.models.contacts import Contacts, stop_one
+from lowrank_rl.rl.models.contacts import Contacts, stop_each
 from lowrank_rl.rl.models.lanes import BYTES, relu_layers
 from lowrank_rl.tensor.solvers.compiled import compiled
 
@@ -42,7 +42,7 @@ def _rollout(first: np.ndarray, last: np.ndarray, out_bias: np.ndarray, state: n
     units = first.shape[1] * first.shape[3]
     first, last = first.reshape(-1), last.reshape(-1)
     P = len(tile)
-    x, before, spot = np.empty((D, P), out.dtype), np.empty(D, out.dtype), np.zeros(P, np.int64)
+    x, spot = np.empty((D, P), out.dtype), np.zeros(P, np.int64)
     for m in range(M):
         for b in range(B):
             for c in range(0, C, P):
@@ -58,7 +58,7 @@ def _rollout(first: np.ndarray, last: np.ndarray, out_bias: np.ndarray, state: n
                         for p in range(plans):
                             for d in range(D):
                                 x[d, p] += out_bias[m, b, action[b, c + p, h - 1], d]
-                            stop_one(x, p, dimension, sign, bound, after, before)
+                        stop_each(x, dimension, sign, bound, after)
                     for p in range(plans):
                         for d in range(D):
                             out[m, b, d, h, c + p] = x[d, p]

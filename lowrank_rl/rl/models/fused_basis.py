@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowrank_rl.rl.models.contacts import Contacts, stop_all
+from lowrank_rl.rl.models.contacts import Contacts, stop_each
 from lowrank_rl.rl.models.lanes import HEIGHT, four_by_four, product
 from lowrank_rl.tensor.bases import PolynomialBasis, SplineBasis
 from lowrank_rl.tensor.solvers.compiled import compiled
@@ -89,7 +89,7 @@ def _spline(gain: np.ndarray, offset: np.ndarray, cells: np.ndarray, pieces: np.
     row = np.int64((cells[1] + 3) * D)
     x, value = np.empty((2, LANES), np.float32), np.empty((8, LANES), np.float32)
     values = value.reshape(-1)
-    corner, acts, before = np.empty(LANES, np.int32), np.empty((steps, LANES), np.int32), np.empty(2, np.float32)
+    corner, acts = np.empty(LANES, np.int32), np.empty((steps, LANES), np.int32)
     for b in range(B):
         for first in range(0, C, LANES):
             lanes = min(LANES, C - first)
@@ -118,7 +118,7 @@ def _spline(gain: np.ndarray, offset: np.ndarray, cells: np.ndarray, pieces: np.
                         y0, y1 = four_by_four(table, at, row, values, lane, LANES)
                         x[0, lane] += y0 + shift[0]
                         x[1, lane] += y1 + shift[1]
-                    stop_all(x, dimension, sign, bound, after, before)
+                    stop_each(x, dimension, sign, bound, after)
                     for i in range(2):
                         out[m, b, i, h, first:first + lanes] = x[i, :lanes]
 
@@ -134,7 +134,7 @@ def _polynomial(gain: np.ndarray, offset: np.ndarray, parent: np.ndarray, factor
     x, t = np.empty((D, LANES), np.float32), np.empty((D, LANES), np.float32)
     y, term = np.empty((height, LANES), np.float32), np.ones((F, LANES), np.float32)
     all_y, terms = y.reshape(-1), term.reshape(-1)
-    acts, before = np.zeros((steps, LANES), np.int32), np.empty(D, np.float32)
+    acts = np.zeros((steps, LANES), np.int32)
     for b in range(B):
         for first in range(0, C, LANES):
             lanes = min(LANES, C - first)
@@ -157,7 +157,7 @@ def _polynomial(gain: np.ndarray, offset: np.ndarray, parent: np.ndarray, factor
                     for d in range(D):
                         for lane in range(LANES):
                             x[d, lane] += y[acts[h, lane] * D + d, lane] + shift[d]
-                    stop_all(x, dimension, sign, bound, after, before)
+                    stop_each(x, dimension, sign, bound, after)
                     for d in range(D):
                         out[m, b, d, h, first:first + lanes] = x[d, :lanes]
 

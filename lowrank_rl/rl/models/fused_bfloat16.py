@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowrank_rl.rl.models.contacts import Contacts, stop_all
+from lowrank_rl.rl.models.contacts import Contacts, stop_each
 from lowrank_rl.rl.models.lanes import ROWS, layer
 from lowrank_rl.tensor.solvers.compiled import compiled
 
@@ -151,7 +151,7 @@ def _rollout(packed, mixed, shift, state, dimension, sign, bound, after, out):
     M, D, steps, count = out.shape
     R = mixed.shape[3]
     here, there, y = _room(packed[0])
-    x, before = np.zeros((BLOCK, D), np.float32), np.empty(D, np.float32)
+    x = np.zeros((BLOCK, D), np.float32)
     for m in range(M):
         for first in range(0, count, BLOCK):
             rows = min(BLOCK, count - first)
@@ -167,7 +167,7 @@ def _rollout(packed, mixed, shift, state, dimension, sign, bound, after, out):
                             share = mixed[m, first + row, h - 1, r]
                             for d in range(D):
                                 x[row, d] += share * y[row, r * D + d]
-                    stop_all(x.T, dimension, sign, bound, after, before)
+                    stop_each(x.T, dimension, sign, bound, after)
                 for d in range(D):
                     for row in range(rows):
                         out[m, d, h, first + row] = x[row, d]

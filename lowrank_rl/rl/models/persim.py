@@ -141,8 +141,10 @@ class PerSim:
     def load(cls, path: str | Path) -> Self:
         """Raises ValueError for a missing, corrupt or foreign file."""
         tensors, header = io.load(path, "PerSim")
-        walls = Contacts(*(tensors.pop(f"walls.{field.name}") for field in fields(Contacts)))
-        return cls(FunctionalCP.unpack(path, tensors, header), header["personal"], walls)
+        found = {field.name: tensors.pop(f"walls.{field.name}", None) for field in fields(Contacts)}
+        cp = FunctionalCP.unpack(path, tensors, header)
+        walls = contacts.none(cp.outputs) if found["bound"] is None else Contacts(**found)     # older files have none
+        return cls(cp, header["personal"], walls)
 
 
 def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: PerSimConfig, *, seed: int,
@@ -157,7 +159,7 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
             the bounds, exact solves with continuous actions.
     """
     check.count("agents", agents)
-    data = Transitions(*(torch.as_tensor(x) for x in (data.agent, data.state, data.action, data.next_state)))
+    data = Transitions(*(torch.as_tensor(x).cpu() for x in (data.agent, data.state, data.action, data.next_state)))
     check.shapes(agent=(data.agent, "B"), state=(data.state, "B D"), action=(data.action, "B A"),
                  next_state=(data.next_state, "B D"))
     if data.agent.is_floating_point():
@@ -177,6 +179,8 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
     cp = FunctionalCP([Categorical(agents, init=config.init), state_mode, action_mode], rank=config.rank, outputs=D,
                       output_mode=STATE, members=config.members, normalize=config.normalize,
                       solver=config.exact.solver if config.exact else config.adam, random_state=seed, device=device)
+    check.finite("state", data.state)
+    check.finite("next_state", data.next_state)
     walls = contacts.find(data.next_state) if config.walls else contacts.none(D)
     data = _free(data, walls, agents)
     action = data.action[:, 0] if isinstance(actions, Discrete) else data.action

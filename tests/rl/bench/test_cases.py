@@ -8,6 +8,7 @@ import torch
 
 from lowrank_rl import check
 from lowrank_rl.rl import data
+from lowrank_rl.rl.behaviour.trained import fingerprint
 from lowrank_rl.rl.bench import cases, run
 from lowrank_rl.rl.bench.store import Cell
 from lowrank_rl.rl.contracts import Transitions
@@ -21,12 +22,11 @@ NAMES = ("mountaincar", "cartpole", "halfcheetah")
 
 def test_every_row_is_there():
     assert tuple(cases.ENVIRONMENTS) == NAMES
-    assert set(cases.TEST_POLICIES) == set(NAMES)
     assert set(cases.LEARNING) == set(cases.PLANNING) == set(product(cases.SETTINGS, NAMES))
     assert set(cases.BUDGETS) == set(product(cases.BUDGET_NAMES, NAMES))
     assert {"persim", "pooled", "true-env-mpc", "uniform"} <= set(cases.METHODS)
     assert {"quick", "small", "paper"} <= set(cases.BUDGET_NAMES)
-    assert "random" in cases.BEHAVIOUR
+    assert tuple(cases.BEHAVIOUR) == ("random", "pure", "pure-eps-20", "pure-eps-40")      # PerSim, appendix E
 
 
 @pytest.mark.parametrize("key", list(cases.BUDGETS))
@@ -58,7 +58,7 @@ def test_the_papers_training(environment, rank, hidden, batch, normalize):
     budget = cases.BUDGETS["paper", environment]
     assert cases.learning("paper", environment, budget) == PerSimConfig(
         rank=rank, members=5, state_hidden=hidden, action_hidden=(256, 256), init="linear", normalize=normalize,
-        precision="full",
+        walls=False, precision="full",
         adam=AdamConfig(epochs=300, batch=batch, learning_rate=1e-3, schedule="halve", held_out=0.0, patience=0))
 
 
@@ -94,7 +94,18 @@ def test_a_budget_takes_its_share_of_the_epochs_and_at_least_one():
     budget = cases.BUDGETS["quick", "mountaincar"]
     for share, epochs in ((1.0, 300), (0.5, 150), (0.1, 30), (1e-9, 1)):
         assert cases.learning("paper", "mountaincar", replace(budget, epochs=share)).adam.epochs == epochs
-    assert cases.learning("paper", "mountaincar", replace(budget, members=7)).members == 7
+    for members in (1, 3):
+        assert cases.learning("paper", "mountaincar", replace(budget, members=members)).members == members
+    assert cases.learning("paper", "mountaincar", replace(budget, members=7)).members == 5      # as many as the settings say
+
+
+def test_a_budget_takes_four_times_its_share_of_the_sweeps():
+    budget = cases.BUDGETS["quick", "cartpole"]
+    for share, sweeps in ((1.0, 100), (0.25, 100), (0.1, 40), (1e-9, 3)):
+        config = cases.learning("best", "cartpole", replace(budget, epochs=share))
+        assert config.exact.solver.sweeps == sweeps
+        assert replace(config, exact=replace(config.exact, solver=replace(config.exact.solver, sweeps=100))) == \
+            cases.LEARNING["best", "cartpole"]
 
 
 def test_a_policy_plans_with_the_settings_of_its_environment():
@@ -149,6 +160,26 @@ def test_data_is_shared_by_settings_and_methods_but_not_by_seeds_or_sizes(tmp_pa
         assert run.data_path(tmp_path, same) == first
     for other in (replace(cell, seed=1), replace(cell, budget="tiny"), replace(cell, dataset="pure")):
         assert run.data_path(tmp_path, other) != first
+
+
+def test_other_policies_are_other_data_and_other_settings(tmp_path, monkeypatch):
+    """They log the data sets but for the random one, and test every simulator."""
+    learner = Cell("cartpole", "pure", "persim", 1, 0, "best", "tiny")
+    random, planner = replace(learner, dataset="random"), replace(learner, dataset="none", method="true-env-mpc")
+    cells = (learner, random, planner)
+
+    def all_of(path):
+        return [path(tmp_path, cell) for cell in cells[:2]]
+    data_before, models_before = all_of(run.data_path), all_of(run.model_path)
+    settings = [run.settings_of(cell) for cell in cells]
+    assert fingerprint(cases.ENVIRONMENTS["cartpole"], test=False) in data_before[0].name
+    monkeypatch.setattr(run, "fingerprint", lambda environment, test: f"other {environment.name}")
+    assert [a == b for a, b in zip(all_of(run.data_path), data_before, strict=True)] == [False, True]
+    assert [a == b for a, b in zip(all_of(run.model_path), models_before, strict=True)] == [False, True]
+    assert [run.same_settings(old, run.settings_of(cell)) for cell, old in zip(cells, settings, strict=True)] == [
+        False, False, True]
+    before = {name: value for name, value in settings[0].items() if name != "policies"}      # by a scripted test policy
+    assert not run.same_settings(before, settings[0])
 
 
 @pytest.mark.parametrize(("what", "names"), [("environment", cases.ENVIRONMENTS), ("method", cases.METHODS),

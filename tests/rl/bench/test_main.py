@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from lowrank_rl.rl import data
+from lowrank_rl.rl.behaviour.trained import fingerprint
 from lowrank_rl.rl.bench import __main__ as bench
 from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.bench.store import Cell, Store, locked
@@ -27,8 +29,8 @@ ALL = [Cell(name, "random" if cases.METHODS[method].learns else "none", method, 
 pytestmark = pytest.mark.slow
 
 
-def command(environment, out, *more):
-    return ["--env", environment, "--budget", "tiny", "--jobs", "1", "--out", str(out), *more]
+def command(environment, out, *more, datasets=("random",)):
+    return ["--env", environment, "--budget", "tiny", "--jobs", "1", "--out", str(out), "--datasets", *datasets, *more]
 
 
 def files(out):
@@ -93,6 +95,22 @@ def test_all_rooms_in_one_command(environment, finished):
     left = {str(path) for path in files(out)}
     assert not [path for path in left if "partial" in path or "checkpoint" in path or "MUJOCO" in path]
     assert {path.split("/")[0] for path in left if "/" in path} == {"data", "models", "traces"}
+
+
+def test_data_of_trained_policies(no_pictures, tmp_path, capsys):
+    """Their names say by which policies; another seed or share is another file."""
+    words = command("mountaincar", tmp_path, "--methods", "persim", "--agents", "2", datasets=("pure", "pure-eps-40"))
+    assert bench.main(words) == 0
+    assert {(cell.dataset, record.status) for cell, record in Store(tmp_path).load().items()} == {
+        ("pure", "done"), ("pure-eps-40", "done")}
+    who = fingerprint(cases.ENVIRONMENTS["mountaincar"], test=False)
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {
+        f"mountaincar-{dataset}-8-seed0-{who}.npz" for dataset in ("pure", "pure-eps-40")}
+    found = {dataset: data.load(tmp_path / "data" / f"mountaincar-{dataset}-8-seed0-{who}.npz").returns.mean()
+             for dataset in ("pure", "pure-eps-40")}
+    assert -500 < found["pure-eps-40"] < found["pure"] < -40
+    assert bench.main([*words, "--list"]) == 0
+    assert capsys.readouterr().out.count("done  ") >= 2
 
 
 @pytest.mark.parametrize("environment", ["mountaincar", "cartpole"])
@@ -316,13 +334,14 @@ def test_the_list_knows_what_is_done_and_writes_nothing(finished, capsys):
 
 
 def test_seeds_are_cells_of_their_own():
-    cells = bench._cells(bench.Options("cartpole", budget="tiny", seeds=3, methods=("persim", "uniform"), agents=(2,)))
+    cells = bench._cells(bench.Options("cartpole", budget="tiny", seeds=3, methods=("persim", "uniform"), agents=(2,),
+                                       datasets=("random",)))
     assert [(c.method, c.seed, c.dataset) for c in cells] == [("persim", s, "random") for s in range(3)] + [
         ("uniform", s, "none") for s in range(3)]
 
 
 def test_tasks_share_what_is_shared(tmp_path):
-    cells = bench._cells(bench.Options("cartpole", budget="tiny", seeds=2))
+    cells = bench._cells(bench.Options("cartpole", budget="tiny", seeds=2, datasets=("random",)))
     tasks = bench._tasks(tmp_path, cells, "cpu")
     assert len(tasks) == 2 + 2 * 2 + 2 * 4 * 5       # data per seed, a training per seed and learner, the cells
     by_name = {task.name: task for task in tasks}

@@ -202,6 +202,7 @@ def test_footnotes_tell_what_stands_behind_the_numbers():
     notes = report.footnotes(CAR, mine, records)
     assert "2 seed(s), 500 agents, 5 members, 3 episodes per agent and seed for returns, 50 for errors" in notes
     assert "4 candidate plans scored NaN or Inf" in notes
+    assert "trajectories of our trained test policy; the paper's was another" in notes
     assert "Commit abc; torch 2; cpu." in notes
     assert "of the first" not in notes
     cut = {"budget": {**CONFIG["budget"], "return_steps": 30}}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from logged import CARTPOLE, HALFCHEETAH, MOUNTAINCAR, some
+from stand_ins import energy_pumping
 
-from lowrank_rl.rl.behaviour.scripted import EnergyPumping
 from lowrank_rl.rl.data import agents, collect
 from lowrank_rl.rl.formats.alignment import check_environment
 
@@ -16,7 +16,7 @@ LATE, EARLY = 1, -1
 
 def arrived():
     """Two MountainCars that reach the goal."""
-    return collect(MOUNTAINCAR, agents(MOUNTAINCAR, 5, seed=0)[:2], torch.arange(2), EnergyPumping(), seed=0, what="test")
+    return collect(MOUNTAINCAR, agents(MOUNTAINCAR, 5, seed=0)[:2], torch.arange(2), energy_pumping(), seed=0, what="test")
 
 
 def shifted(episodes, name, by):

@@ -7,8 +7,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from stand_ins import network
 
-from lowrank_rl.rl.behaviour.scripted import Balance, CorrelatedTorques, EnergyPumping
+from lowrank_rl.rl.behaviour import trained
 from lowrank_rl.rl.contracts import Box, Discrete, Environment, EpisodeView, Policy
 from lowrank_rl.rl.data import collect
 from lowrank_rl.rl.envs import cartpole, mountaincar
@@ -46,6 +47,12 @@ def mpc(environment, planner, config, score):
     return MPC(model, partial(planner, actions=environment.actions, config=config), score)
 
 
+def puck_players(explore):
+    """Wide, so that a matrix product sums in another order when there are other rows beside."""
+    networks = [network(2, 6, hidden=(256, 256), seed=seed) for seed in range(3)]
+    return trained.Trained(networks, torch.tensor([0, 2, 1, 0, 2]), PUCK.actions, explore)
+
+
 @dataclass(frozen=True)
 class Case:
     environment: Environment
@@ -58,9 +65,10 @@ CASES = {
     "mpc-shooting": Case(CAR, lambda: mpc(CAR, random_shooting, ShootingConfig(horizon=6, candidates=20), mountaincar_bonus)),
     "mpc-shooting-sticky": Case(POLE, lambda: mpc(POLE, random_shooting, ShootingConfig(8, 9, (0.0, 0.9)), total_reward(POLE))),
     "mpc-cem": Case(PUCK, lambda: mpc(PUCK, cem, CEMConfig(horizon=4, candidates=20, elites=5, rounds=2), total_reward(PUCK))),
-    "energy-pumping": Case(CAR, EnergyPumping),
-    "balance": Case(POLE, partial(Balance, explore=0.5)),
-    "correlated-torques": Case(PUCK, CorrelatedTorques),
+    "trained-for-data": Case(POLE, lambda: trained.data_policy(POLE, covariates(POLE), share=0.2)),
+    "trained-for-tests": Case(CAR, lambda: trained.tester(CAR, len(CAR.test_agents))),
+    "trained-box": Case(PUCK, lambda: puck_players(0.0)),
+    "trained-box-explores": Case(PUCK, lambda: puck_players(0.3)),
 }
 AGENT = torch.tensor([3, 0, 1, 4, 2, 0])          # one of them twice
 
@@ -152,40 +160,3 @@ def test_nothing_is_drawn_but_from_the_generators(case):
     before = torch.random.get_rng_state()
     episodes(case, case.make())
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-# ---- the scripted ones, by hand
-
-
-def scripted(policy, state, rows=4000):
-    policy.reset(torch.zeros(rows, dtype=torch.int64))
-    state = torch.tensor(state, dtype=torch.float64).expand(rows, -1)
-    episode = torch.arange(rows)
-    nothing = torch.zeros((rows, 0))
-    shown = EpisodeView(episode, episode, state, nothing[..., None], nothing[..., None], nothing.bool())
-    generators = [stream(0, row) for row in range(rows)]
-    return torch.stack([policy.act(shown, generators=generators) for _ in range(8)], dim=1)
-
-
-@pytest.mark.parametrize(("policy", "state", "action", "n"), [
-    (EnergyPumping(explore=0.3), [-0.5, 0.01], 2, 3),
-    (EnergyPumping(explore=0.3), [-0.5, -0.01], 0, 3),
-    (Balance(explore=0.3), [0, 0, 0.1, 0], 1, 2),
-    (Balance(explore=0.3), [0, 0, -0.1, 0.2], 0, 2),          # leans left a little more than it moves right
-])
-def test_a_rule_and_its_exploration(policy, state, action, n):
-    found = scripted(policy, state, 1000)
-    share = (found == action).double().mean()
-    expected = 0.7 + 0.3 / n
-    assert abs(share - expected) < 5 * (expected * (1 - expected) / found.numel()) ** 0.5
-    assert len(found.unique()) == n
-
-
-def test_correlated_torques_wander_as_they_should():
-    """Before clipping, an AR(1) process that starts at 0: variance sigma^2 (1 - rho^(2 t)), correlation rho."""
-    found = scripted(CorrelatedTorques(rho=0.9, sigma=0.1), [0.0, 0.0], 1500)      # small enough never to be clipped
-    for t in (0, 3, 7):
-        assert float(found[:, t].var()) == pytest.approx(0.01 * (1 - 0.9 ** (2 * t + 2)), rel=0.1)
-    step = found[:, 7] - 0.9 * found[:, 6]
-    assert abs(np.corrcoef(step.ravel(), found[:, 6].ravel())[0, 1]) < 0.05
-    assert abs(np.corrcoef(found[:, 7, 0], found[:, 7, 1])[0, 1]) < 0.15

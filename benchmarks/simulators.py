@@ -1,0 +1,142 @@
+"""What lowers the error of a simulator's predictions, judged by the tails of logged trajectories alone.
+
+    python benchmarks/simulators.py mountaincar [--dataset random] [--seeds 3] [--only walls]
+
+The last fifth (at most 100 steps) of every trajectory but the test agents' is left out of training; from its first state the
+simulator predicts it, open loop, at most 50 steps at a time. No test agent and no true dynamics is consulted. Also prints the
+one-step error there, in units of a state difference's deviation: what the paper chooses its rank by. Prints Markdown and adds
+to results/simulators-<environment>.csv; rows found there are not run again.
+"""
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tables import done, show, write
+from torch import Tensor
+
+from lowrank_rl.rl import data
+from lowrank_rl.rl.bench import cases
+from lowrank_rl.rl.contracts import Transitions, fresh_view
+from lowrank_rl.rl.models.persim import Exact, PerSim, PerSimConfig, fit_persim
+from lowrank_rl.tensor import AdamConfig, ALSConfig, Polynomial, Spline
+
+TAIL, WINDOW = 100, 50
+AGENTS = {"mountaincar": 500, "cartpole": 500, "halfcheetah": 200}
+RANKS = (3, 5, 10, 15, 20, 30)      # the paper's candidates
+
+
+def variants(name: str) -> dict[str, PerSimConfig]:
+    """Settings by what is changed from the first."""
+    best, paper = cases.LEARNING["best", name], cases.LEARNING["paper", name]
+    if name == "halfcheetah":
+        base = replace(best, members=1, adam=replace(best.adam, epochs=15))
+        return {
+            "best, one member, 15 epochs": base,
+            "paper's start of rows and rate": replace(paper, members=1, adam=replace(paper.adam, epochs=15)),
+            "two members": replace(base, members=2),
+            "rate 1e-3": replace(base, adam=replace(base.adam, learning_rate=1e-3)),
+            "batch 256": replace(base, adam=replace(base.adam, batch=256)),
+            "2 x 512": replace(base, state_hidden=(512,) * 2),
+            "2 x 256": replace(base, state_hidden=(256,) * 2),
+            **{f"rank {rank}": replace(base, rank=rank) for rank in RANKS if rank != base.rank},
+        }
+    solver = best.exact.solver
+    network = replace(paper, members=1, normalize=True, adam=AdamConfig(epochs=60, batch=paper.adam.batch, learning_rate=5e-3))
+    exact = {
+        "mountaincar": {
+            "(64, 6) cells and no walls": replace(best, walls=False, exact=Exact(Spline(2, (64, 6)), solver)),
+            "(16, 4) cells": replace(best, exact=Exact(Spline(2, (16, 4)), solver)),
+            "polynomials of degree 10": replace(best, exact=Exact(Polynomial(2, 10), solver)),
+        },
+        "cartpole": {
+            "degree 2": replace(best, exact=Exact(Polynomial(4, 2), solver)),
+            "degree 4": replace(best, exact=Exact(Polynomial(4, 4), solver)),
+            "regularization 1e-6": replace(best, exact=Exact(Polynomial(4, 3), ALSConfig(sweeps=100, tol=0.01, spare=4))),
+        },
+    }[name]
+    return {
+        "best": best,
+        "the paper's network, normalised, 60 epochs": network,
+        "that and walls": replace(network, walls=True),
+        "five members": replace(best, members=5, exact=replace(best.exact, solver=replace(best.exact.solver, spare=0))),
+        "one start": replace(best, exact=replace(best.exact, solver=replace(best.exact.solver, spare=0))),
+        **exact,
+        **{f"rank {rank}": replace(best, rank=rank) for rank in RANKS if rank not in (best.rank, 30)},
+    }
+
+
+def split(episodes: data.Episodes) -> tuple[Transitions, Tensor, Tensor]:
+    """Transitions to learn from, and the windows to predict: rows (W, WINDOW) and which of them exist."""
+    whole, train = episodes.transitions(), torch.ones(len(episodes.state), dtype=torch.bool)
+    rows, live = [], []
+    for agent, first, end in zip(episodes.agent, episodes.start[:-1], episodes.start[1:], strict=True):
+        tail = min(TAIL, (end - first) // 5)
+        if agent < 5 or tail == 0:
+            continue
+        train[end - tail:end] = False
+        for begin in range(end - tail, end, WINDOW):
+            row = torch.arange(begin, begin + WINDOW)
+            rows.append(row.clamp_max(end - 1))
+            live.append(row < end)
+    part = Transitions(whole.agent[train], whole.state[train], whole.action[train], whole.next_state[train])
+    return part, torch.stack(rows), torch.stack(live)
+
+
+@torch.no_grad()
+def errors(model: PerSim, episodes: data.Episodes, rows: Tensor, live: Tensor) -> tuple[float, float, float]:
+    """Over the windows: mean and median of the RMSE in units of the state, and the one-step error, in deviations."""
+    whole = episodes.transitions()
+    first = rows[:, 0]
+    context = model.context(fresh_view(whole.agent[first], whole.state[first], whole.action.shape[1]))
+    start = whole.state[first].expand(model.members, *whole.state[first].shape)
+    future = model.rollout(context, start, whole.action[rows][:, None])[:, :, 0, -WINDOW:].double().mean(0)
+    square = torch.where(live, (future - whole.next_state[rows]).square().mean(-1), 0).sum(1) / live.sum(1)
+    flat = rows[live]
+    context = model.context(fresh_view(whole.agent[flat], whole.state[flat], whole.action.shape[1]))
+    state = whole.state[flat].expand(model.members, *whole.state[flat].shape)
+    step = model.predict(context, state, whole.action[flat]).mean(0) - whole.next_state[flat]
+    unit = (whole.next_state - whole.state).std(0)
+    root = square.sqrt().nan_to_num(torch.inf)
+    return float(root.mean()), float(root.median()), float((step / unit).square().mean().sqrt())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("environment", choices=cases.ENVIRONMENTS)
+    parser.add_argument("--dataset", default="random", choices=cases.BEHAVIOUR)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="only variants with this in their name")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    environment, count = cases.ENVIRONMENTS[options.environment], AGENTS[options.environment]
+    path = Path(f"results/simulators-{options.environment}.csv")
+    rows = done(path)
+    for seed in range(options.seeds):
+        covariates = data.agents(environment, count, seed=seed)
+        episodes = data.collect(environment, covariates, torch.arange(count),
+                                cases.BEHAVIOUR[options.dataset](environment, covariates), seed=seed, what=options.dataset)
+        train, windows, live = split(episodes)
+        for variant, config in variants(options.environment).items():
+            key = {"dataset": options.dataset, "variant": variant, "seed": str(seed)}
+            if options.only not in variant or any(key.items() <= row.items() for row in rows):
+                continue
+            started = time.process_time()
+            model = fit_persim(train, count, environment.actions, config, seed=seed)
+            mean, median, step = errors(model, episodes, windows, live)
+            rows.append({**key, "RMSE of 50 steps, mean": f"{mean:.3g}", "median": f"{median:.3g}", "one step": f"{step:.3g}",
+                         "loss": f"{model.cp.history_[-1]['loss']:.3g}", "CPU seconds": f"{time.process_time() - started:.0f}"})
+            show(rows[-1])
+            write(path, rows)
+    for variant in variants(options.environment):
+        found = [float(row["RMSE of 50 steps, mean"]) for row in rows
+                 if (row["dataset"], row["variant"]) == (options.dataset, variant)]
+        if found:
+            show({"variant": variant, "seeds": len(found), "mean": float(np.mean(found)), "sd": float(np.std(found))})
+
+
+if __name__ == "__main__":
+    main()
