@@ -45,26 +45,19 @@ class Contacts:
 
 
 @numba.njit(inline="always")
-def stop_one(state: np.ndarray, b: int, dimension: np.ndarray, sign: np.ndarray, bound: np.ndarray, after: np.ndarray) -> None:
-    """``Contacts.stop`` of column b of ``state`` (D, B), with what ``arrays`` gave."""
-    for k in range(len(bound)):
-        if (state[dimension[k], b] - bound[k]) * sign[k] <= 0:
-            for d in range(len(state)):
-                if not np.isnan(after[k, d]):
-                    state[d, b] = after[k, d]
-
-
-@numba.njit(inline="always")
 def stop_each(state: np.ndarray, dimension: np.ndarray, sign: np.ndarray, bound: np.ndarray, after: np.ndarray) -> None:
-    """``stop_one`` of many columns, few of which are at a wall."""
-    hits = 0
+    """``Contacts.stop`` of the columns of ``state`` (D, B), with what ``arrays`` gave."""
     for k in range(len(bound)):
         place, lower, wall = dimension[k], sign[k], bound[k]
-        for b in range(state.shape[1]):      # without branches, so that processors can use vectors
+        hits = 0
+        for b in range(state.shape[1]):      # without branches, so that processors can use vectors; hits are rare
             hits |= np.int32((state[place, b] - wall) * lower <= 0)
-    if hits:
-        for b in range(state.shape[1]):
-            stop_one(state, b, dimension, sign, bound, after)
+        if hits:
+            for b in range(state.shape[1]):
+                if (state[place, b] - wall) * lower <= 0:
+                    for d in range(len(state)):
+                        if not np.isnan(after[k, d]):
+                            state[d, b] = after[k, d]
 
 
 def none(dimensions: int) -> Contacts:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowrank_rl.rl.models.contacts import Contacts, stop_one
+from lowrank_rl.rl.models.contacts import Contacts, stop_each
 from lowrank_rl.rl.models.lanes import BYTES, relu_layers
 from lowrank_rl.tensor.solvers.compiled import compiled
 
@@ -55,7 +55,7 @@ def _rollout(first: np.ndarray, last: np.ndarray, out_bias: np.ndarray, state: n
                         for p in range(plans):
                             row[p] = (m * B + b) * actions + action[b, c + p, h - 1]
                         relu_layers(first, m * (D + 1) * units, last, out_bias, row, x, units, tile)
+                        stop_each(x, dimension, sign, bound, after)
                     for p in range(plans):
-                        stop_one(x, p, dimension, sign, bound, after)
                         for d in range(D):
                             out[m, b, d, h, c + p] = x[d, p]
