@@ -5,14 +5,15 @@
     python benchmarks/planning.py --help
 
 Each decision beside the same one by the plain loop (``unroll.rollout``), and beside the machine's own peaks, measured in the
-same run. Simulators are trained for a moment only: the time does not depend on it. Prints Markdown and writes results/planning.csv.
+same run. Simulators are trained for a moment only: the time does not depend on it. Prints Markdown and writes
+results/planning.csv.
 """
 
-import statistics
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import tyro
 from machine import peaks, seconds
@@ -34,15 +35,17 @@ from lowrank_rl.tensor.bases import SplineBasis
 
 AGENTS = 20
 BRIEF = AdamConfig(epochs=3, batch=256)
+DEEP = PerSimConfig(rank=15, state_hidden=(256,) * 4, adam=BRIEF)
 SIMULATORS = {
     ("mountaincar", "spline 64 x 6"): PerSimConfig(rank=3, exact=Exact(Spline(2, (64, 6)), ALSConfig(sweeps=2))),
     ("mountaincar", "network 256"): PerSimConfig(rank=3, adam=BRIEF),
     ("cartpole", "polynomial of degree 3"): PerSimConfig(rank=5, exact=Exact(Polynomial(4, 3), ALSConfig(sweeps=2))),
     ("cartpole", "network 256"): PerSimConfig(rank=5, adam=BRIEF),
-    ("halfcheetah", "network 4 x 256, bfloat16"): PerSimConfig(rank=15, state_hidden=(256,) * 4, precision="bfloat16", adam=BRIEF),
-    ("halfcheetah", "network 4 x 256"): PerSimConfig(rank=15, state_hidden=(256,) * 4, adam=BRIEF),
+    ("halfcheetah", "network 4 x 256, bfloat16"): replace(DEEP, precision="bfloat16"),
+    ("halfcheetah", "network 4 x 256"): DEEP,
 }
-SCORES = {"total reward": total_reward, "mountaincar bonus": lambda _: mountaincar_bonus, "cartpole margin": lambda _: cartpole_margin}
+SCORES = {"total reward": total_reward, "mountaincar bonus": lambda _: mountaincar_bonus,
+          "cartpole margin": lambda _: cartpole_margin}
 PAPER, FAR = ShootingConfig(horizon=50, candidates=1000), ShootingConfig(horizon=150, candidates=300, stay=(0.0, 0.9, 0.97))
 DECISIONS = {
     "mountaincar": [(PAPER, "mountaincar bonus"), (PAPER, "total reward"), (FAR, "total reward")],
@@ -143,31 +146,33 @@ def main(threads: int = 2, repeats: int = 100, seed: int = 0, batches: tuple[int
     for (name, what), config in SIMULATORS.items():
         if name not in environments:
             continue
-        members = cases.LEARNING["paper", name].members
-        model = simulators(name, replace(config, members=members), seed)
-        low = config.precision == "bfloat16"
+        model = simulators(name, replace(config, members=5), seed)
+        difference = moved(name, model, seed)
         for planner, score in DECISIONS[name]:
-            rounds = planner.rounds if isinstance(planner, CEMConfig) else 1
-            steps = members * planner.candidates * planner.horizon * rounds
             plain = min(decide(name, Plain(model), planner, score, 1, seed, 3)[0])
             for episodes in batches:
                 count = repeats if episodes == 1 and name != "halfcheetah" else max(3, repeats // 20)
-                wall, cpu = decide(name, model, planner, score, episodes, seed, count)
-                ms = 1e3 * statistics.median(wall) / episodes
-                rate = steps * operations(model) / min(wall) * episodes / 1e9
-                bytes_ = 2 * 4 * steps * model.module.outputs / min(wall) * episodes / 1e9
-                rows.append({
-                    "environment": name, "simulators": what, "members": members, "rounds": rounds, "candidates": planner.candidates,
-                    "horizon": planner.horizon, "score": score, "episodes": episodes, "threads": threads,
-                    "ms": f"{ms:.2f}", "ms_min": f"{1e3 * min(wall) / episodes:.2f}", "ms_max": f"{1e3 * max(wall) / episodes:.2f}",
-                    "n": len(wall), "processor_ms": f"{1e3 * min(cpu) / episodes:.2f}",
-                    "gflop_per_s": f"{rate:.0f}",
-                    "of_peak": f"{rate / peak['peak_bfloat16_gflop_per_s' if low else 'peak_gflop_per_s']:.0%}",
-                    "of_bandwidth": f"{bytes_ / peak['peak_gb_per_s']:.0%}",
-                    "plain_ms": f"{1e3 * plain:.0f}", "plain_over_fast": f"{plain / min(wall) * episodes:.1f}",
-                    "difference": f"{moved(name, model, seed):.0e}", "note": note} | {k: f"{v:.0f}" for k, v in peak.items()})
+                wall, cpu = (np.divide(x, episodes) for x in decide(name, model, planner, score, episodes, seed, count))
+                rows.append({"environment": name, "simulators": what, "members": model.members, "score": score,
+                             "candidates": planner.candidates, "horizon": planner.horizon,
+                             "rounds": getattr(planner, "rounds", 1), "episodes": episodes, "threads": threads,
+                             "ms": f"{1e3 * np.median(wall):.2f}", "ms_min": f"{1e3 * wall.min():.2f}",
+                             "ms_max": f"{1e3 * wall.max():.2f}", "n": count, "processor_ms": f"{1e3 * cpu.min():.2f}",
+                             "plain_ms": f"{1e3 * plain:.0f}", "plain_over_fast": f"{plain / wall.min():.1f}",
+                             "difference": f"{difference:.0e}", **shares(model, planner, wall.min(), peak), "note": note})
                 show(rows[-1])
     write(out, rows)
+
+
+def shares(model: PerSim, planner: ShootingConfig | CEMConfig, seconds: float, peak: dict[str, float]) -> dict[str, str]:
+    """Of the machine's peaks, at the rate of the fastest decision. Bytes: states in float32, written and read once."""
+    steps = model.members * planner.candidates * planner.horizon * getattr(planner, "rounds", 1)
+    rate, moved = steps * operations(model) / seconds / 1e9, 8 * steps * model.module.outputs / seconds / 1e9
+    state = model.module.modes[STATE]
+    low = isinstance(state, Mlp) and state.inner_dtype == torch.bfloat16
+    return {"gflop_per_s": f"{rate:.0f}",
+            "of_peak": f"{rate / peak['peak_bfloat16_gflop_per_s' if low else 'peak_gflop_per_s']:.0%}",
+            "of_bandwidth": f"{moved / peak['peak_gb_per_s']:.0%}"} | {name: f"{x:.0f}" for name, x in peak.items()}
 
 
 if __name__ == "__main__":

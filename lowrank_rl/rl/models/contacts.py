@@ -48,11 +48,16 @@ class Contacts:
 def stop_each(state: np.ndarray, dimension: np.ndarray, sign: np.ndarray, bound: np.ndarray, after: np.ndarray) -> None:
     """``Contacts.stop`` of the columns of ``state`` (D, B), with what ``arrays`` gave."""
     for k in range(len(bound)):
-        for b in range(state.shape[1]):
-            if (state[dimension[k], b] - bound[k]) * sign[k] <= 0:
-                for d in range(len(state)):
-                    if not np.isnan(after[k, d]):
-                        state[d, b] = after[k, d]
+        place, lower, wall = dimension[k], sign[k], bound[k]
+        hits = 0
+        for b in range(state.shape[1]):      # without branches, so that processors can use vectors; hits are rare
+            hits |= np.int32((state[place, b] - wall) * lower <= 0)
+        if hits:
+            for b in range(state.shape[1]):
+                if (state[place, b] - wall) * lower <= 0:
+                    for d in range(len(state)):
+                        if not np.isnan(after[k, d]):
+                            state[d, b] = after[k, d]
 
 
 def none(dimensions: int) -> Contacts:

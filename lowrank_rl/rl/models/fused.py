@@ -40,9 +40,9 @@ def _rollout(first: np.ndarray, last: np.ndarray, out_bias: np.ndarray, state: n
     M, B, D, steps, C = out.shape
     actions = out_bias.shape[2]
     units = first.shape[1] * first.shape[3]
-    first, last = first.reshape(-1), last.reshape(-1)
+    first, last, out_bias = first.reshape(-1), last.reshape(-1), out_bias.reshape(-1)
     P = len(tile)
-    x, spot = np.empty((D, P), out.dtype), np.zeros(P, np.int64)
+    x, row = np.empty((D, P), out.dtype), np.zeros(P, np.int64)
     for m in range(M):
         for b in range(B):
             for c in range(0, C, P):
@@ -53,11 +53,8 @@ def _rollout(first: np.ndarray, last: np.ndarray, out_bias: np.ndarray, state: n
                 for h in range(steps):
                     if h > 0:
                         for p in range(plans):
-                            spot[p] = ((m * B + b) * actions + action[b, c + p, h - 1]) * D * units
-                        relu_layers(first, m * (D + 1) * units, last, spot, x, units, tile)
-                        for p in range(plans):
-                            for d in range(D):
-                                x[d, p] += out_bias[m, b, action[b, c + p, h - 1], d]
+                            row[p] = (m * B + b) * actions + action[b, c + p, h - 1]
+                        relu_layers(first, m * (D + 1) * units, last, out_bias, row, x, units, tile)
                         stop_each(x, dimension, sign, bound, after)
                     for p in range(plans):
                         for d in range(D):

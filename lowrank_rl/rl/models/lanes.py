@@ -16,20 +16,22 @@ ROWS = 6                 # of a tile of ``layer``
 
 
 @intrinsic
-def relu_layers(typing, first, at, last, spot, x, units, tile):
-    """x[:, p] += sum_k last[spot[p] + ...k] max(first[at + ...k]' (x[:, p], 1), 0) for the P plans of ``x`` (D, P).
+def relu_layers(typing, first, at, last, last_bias, row, x, units, tile):
+    """x[:, p] += last[row[p]]' max(first' (x[:, p], 1), 0) + last_bias[row[p]] for the P plans of ``x`` (D, P).
 
-    ``first`` has D weights and a bias for a vector of hidden units, then for the next vector, until ``units`` are done;
-    ``last`` likewise, without a bias, from each plan's own spot on. ``tile``: a tuple of P tuples of D, whatever is in them.
+    ``first``, from ``at`` on, has D weights and a bias for a vector of hidden units, then for the next vector, until ``units``
+    are done; a row of ``last`` likewise, without biases. ``tile``: a tuple of P tuples of D, whatever is in them.
     """
     def build(context, builder, signature, args):
         code = _Code(context, builder, signature, args, first.dtype)
         P, D = tile.count, tile.dtype.count
-        data, out, x = code.data(0, args[1]), code.data(2), code.data(4)
-        outs = [builder.gep(out, [builder.load(builder.gep(code.data(3), [code.number(p)]))]) for p in range(P)]
+        data, out, bias, rows, x = code.data(0, args[1]), code.data(2), code.data(3), code.data(4), code.data(5)
+        units = args[6]
+        places = [builder.mul(builder.load(builder.gep(rows, [code.number(p)])), code.number(D)) for p in range(P)]
+        outs = [builder.gep(out, [builder.mul(place, units)]) for place in places]
         state = [[code.spread(builder.load(builder.gep(x, [code.number(d * P + p)]))) for d in range(D)] for p in range(P)]
         sums = [[code.variable(code.zero) for _ in range(D)] for _ in range(P)]
-        with cgutils.for_range_slice(builder, code.number(0), args[5], code.number(code.lanes)) as (unit, _):
+        with cgutils.for_range_slice(builder, code.number(0), units, code.number(code.lanes)) as (unit, _):
             inward, outward = (builder.mul(unit, code.number(n)) for n in (D + 1, D))
             weight = [code.load(data, inward, d * code.lanes) for d in range(D + 1)]
             for p in range(P):
@@ -43,10 +45,12 @@ def relu_layers(typing, first, at, last, spot, x, units, tile):
         for p in range(P):
             for d in range(D):
                 place = builder.gep(x, [code.number(d * P + p)])
-                builder.store(code.total(builder.load(place), builder.load(sums[p][d])), place)
+                change = builder.load(builder.gep(bias, [builder.add(places[p], code.number(d))]))
+                total = code.total(builder.fadd(builder.load(place), change), builder.load(sums[p][d]))
+                builder.store(total, place)
         return context.get_dummy_value()
     n = types.intp
-    return types.void(first, n, last, spot, x, n, tile), build
+    return types.void(first, n, last, last_bias, row, x, n, tile), build
 
 
 @intrinsic
