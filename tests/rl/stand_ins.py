@@ -10,6 +10,7 @@ from torch import Tensor
 from lowrank_rl.rl.behaviour.trained import Network
 from lowrank_rl.rl.contracts import Discrete
 from lowrank_rl.rng import stream
+from lowrank_rl.tensor.bases import PolynomialBasis
 
 
 @dataclass(frozen=True)
@@ -43,3 +44,11 @@ def network(inputs, outputs, *, hidden=(20,), seed=0, card=None):
     draw, sizes = stream(seed, "network"), (inputs, *hidden, outputs)
     weights = tuple(torch.randn((before, after), generator=draw) * (2 / before) ** 0.5 for before, after in pairwise(sizes))
     return Network(weights, tuple(torch.randn(size, generator=draw) for size in sizes[1:]), card or {})
+
+
+def near(basis, x):
+    """Where a simulator asks a basis instead of at x: polynomials no farther than a tenth of the range from the data."""
+    if not isinstance(basis, PolynomialBasis):
+        return x
+    room = 0.1 * (basis.high - basis.low)
+    return torch.minimum(torch.maximum(x, basis.low - room), basis.high + room)

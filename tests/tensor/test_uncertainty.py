@@ -206,8 +206,9 @@ SPACES = {"mountaincar": (40, Spline(2, (8, 8)), 3, ALSConfig(tol=0.01, sweeps=8
 def test_one_step_of_a_simulator_is_covered(name):
     agents, state_mode, rank, solver = SPACES[name]
     environment = cases.ENVIRONMENTS[name]
-    steps = data.collect(environment, data.agents(environment, agents, seed=0), torch.arange(agents),
-                         cases.BEHAVIOUR["random"](environment), seed=0, what="random", max_steps=150).transitions()
+    covariates = data.agents(environment, agents, seed=0)
+    steps = data.collect(environment, covariates, torch.arange(agents),
+                         cases.BEHAVIOUR["random"](environment, covariates), seed=0, what="random", max_steps=150).transitions()
     order = torch.from_numpy(numpy_stream(0, "split").permutation(len(steps.agent)))
     X, y = (steps.agent[order], steps.state[order], steps.action[order, 0]), (steps.next_state - steps.state)[order]
     train, held, new = cut(X, y, len(y) - 5000, 2000, 3000)

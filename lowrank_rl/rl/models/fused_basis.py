@@ -15,6 +15,7 @@ from lowrank_rl.tensor.bases import PolynomialBasis, SplineBasis
 from lowrank_rl.tensor.solvers.compiled import compiled
 
 LANES = 128      # plans that are stepped together, so that processors can use vectors; a multiple of 64
+REACH = np.float32(1.2)      # of a polynomial's input, which the data fill from -1 to 1: it keeps its value beyond
 FAST = {"reassoc", "contract", "nsz", "arcp"}     # sums may be reordered, but NaN and Inf stay what they are
 
 
@@ -146,7 +147,9 @@ def _polynomial(gain: np.ndarray, offset: np.ndarray, parent: np.ndarray, factor
                 for h in range(1, steps):
                     for d in range(D):
                         for lane in range(LANES):
-                            t[d, lane] = x[d, lane] * gain[d] + offset[d]
+                            place = x[d, lane] * gain[d] + offset[d]
+                            place = REACH if place > REACH else place            # written so that NaN stays NaN
+                            t[d, lane] = -REACH if place < -REACH else place
                     for f in range(1, F):
                         own, other = term[parent[f]], t[factor[f]]
                         for lane in range(LANES):

@@ -19,11 +19,11 @@ from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
 from lowrank_rl.rl.models import contacts
 from lowrank_rl.rl.models.contacts import Contacts
 from lowrank_rl.rl.models.fused import WIDEST, rollout_network
-from lowrank_rl.rl.models.fused_basis import fusible, rollout_basis
+from lowrank_rl.rl.models.fused_basis import REACH, fusible, rollout_basis
 from lowrank_rl.rl.models.fused_deep import outputs, rollout_deep
 from lowrank_rl.rl.unroll import rollout
 from lowrank_rl.tensor import AdamConfig, ALSConfig, Categorical, FunctionalCP, Neural, Polynomial, Spline, io
-from lowrank_rl.tensor.bases import Expansion
+from lowrank_rl.tensor.bases import Expansion, PolynomialBasis
 
 AGENT, STATE, ACTION = 0, 1, 2     # the modes
 
@@ -77,7 +77,7 @@ class PerSim:
         module, home = self.module, state.device
         state, action = state.to(module.center.device), action.to(module.center.device)
         mixed = context * module.factor(ACTION, action[:, 0] if self._discrete else action)   # (M, B, R)
-        basis = module.factor(STATE, state)                                                   # (M, B, D, R)
+        basis = module.factor(STATE, self._near(state))                                                   # (M, B, D, R)
         delta = module.center + module.scale * (basis @ mixed.unsqueeze(-1)).squeeze(-1)
         return self.walls.to(home).stop((state + delta.to(state.dtype)).to(home))
 
@@ -99,6 +99,16 @@ class PerSim:
             return rollout_deep(mode, module.center1, module.scale1, context[:, :, None, None] * action, module.scale,
                                 module.center, self.walls, state).to(home)
         return rollout(self, context, state, actions).to(home)
+
+    def _near(self, state: Tensor) -> Tensor:
+        """The state that a polynomial is asked for: it grows without bound, so a tenth of the data's range beyond them it
+        keeps its value, as splines do. Otherwise few data make a simulator run away."""
+        mode = self.module.modes[STATE]
+        if not (isinstance(mode, Expansion) and isinstance(mode.basis, PolynomialBasis)):
+            return state
+        middle, half = (mode.basis.high + mode.basis.low) / 2, (mode.basis.high - mode.basis.low) / 2
+        low, high = (self.module.center1 + self.module.scale1 * (middle + side * REACH * half) for side in (-1, 1))
+        return state.clamp(low.to(state), high.to(state))
 
     @property
     def _discrete(self) -> bool:

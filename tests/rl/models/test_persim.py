@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
+from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions, fresh_view
 from lowrank_rl.rl.data import agents, collect
 from lowrank_rl.rl.envs import mountaincar
 from lowrank_rl.rl.models.persim import ACTION, AGENT, STATE, Exact, PerSim, PerSimConfig, fit_persim
 from lowrank_rl.rl.policies.uniform import Uniform
+from lowrank_rl.rl.unroll import rollout
 from lowrank_rl.rng import stream
 from lowrank_rl.tensor import AdamConfig, ALSConfig, Categorical, FunctionalCP, Neural, Polynomial
 
@@ -267,3 +268,23 @@ def test_steps_that_do_not_fit_are_refused(change, text):
 def test_actions_of_another_width_are_refused():
     with pytest.raises(ValueError, match=r"expected 2 components .*shape \(120, 3\)"):
         fit(replace(data(BOX), action=torch.zeros(120, 3)), actions=BOX)
+
+
+def test_a_polynomial_simulator_does_not_run_away():
+    """A tenth of the data's range beyond them it keeps the step it predicts there, in predict and in the compiled loop."""
+    draw = stream(0, "far")
+    state = torch.rand((300, 2), generator=draw, dtype=torch.float64) * torch.tensor([2.0, 4.0]) - 1
+    action = torch.randint(2, (300, 1), generator=draw)
+    data = Transitions(torch.arange(300) % 3, state, action, state + 0.1 * state**3 + 0.05 * (2 * action - 1))
+    model = fit_persim(data, 3, Discrete(2), PerSimConfig(rank=2, members=1, exact=Exact(Polynomial(2, 3))), seed=0)
+    low, high = state.min(0).values, state.max(0).values
+    edge = high + 0.1 * (high - low)
+    far = torch.stack([edge, edge + 1, edge + 50])
+    context = model.context(fresh_view(torch.zeros(3, dtype=torch.int64), far, 1))
+    step = model.predict(context, far[None], torch.ones((3, 1), dtype=torch.int64))[0] - far
+    torch.testing.assert_close(step, step[:1].expand(3, -1))
+    assert (step[0] > 0.1).all()
+    plans = torch.ones((3, 1, 40, 1), dtype=torch.int64)
+    fast, slow = model.rollout(context, far[None], plans), rollout(model, context, far[None], plans)
+    torch.testing.assert_close(fast.double(), slow, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(slow[0, 2, 0, -1], far[2] + 40 * step[0])      # a straight line, where a cubic law would explode
