@@ -37,7 +37,7 @@ AGENTS = 20
 BRIEF = AdamConfig(epochs=3, batch=256)
 DEEP = PerSimConfig(rank=15, state_hidden=(256,) * 4, adam=BRIEF)
 SIMULATORS = {
-    ("mountaincar", "spline 64 x 6"): PerSimConfig(rank=3, exact=Exact(Spline(2, (64, 6)), ALSConfig(sweeps=2))),
+    ("mountaincar", "spline 32 x 4"): PerSimConfig(rank=3, exact=Exact(Spline(2, (32, 4)), ALSConfig(sweeps=2))),
     ("mountaincar", "network 256"): PerSimConfig(rank=3, adam=BRIEF),
     ("cartpole", "polynomial of degree 3"): PerSimConfig(rank=5, exact=Exact(Polynomial(4, 3), ALSConfig(sweeps=2))),
     ("cartpole", "network 256"): PerSimConfig(rank=5, adam=BRIEF),
@@ -46,7 +46,7 @@ SIMULATORS = {
 }
 SCORES = {"total reward": total_reward, "mountaincar bonus": lambda _: mountaincar_bonus,
           "cartpole margin": lambda _: cartpole_margin}
-PAPER, FAR = ShootingConfig(horizon=50, candidates=1000), ShootingConfig(horizon=150, candidates=300, stay=(0.0, 0.9, 0.97))
+PAPER, FAR = ShootingConfig(horizon=50, candidates=1000), cases.PLANNING["best", "mountaincar"].planner
 DECISIONS = {
     "mountaincar": [(PAPER, "mountaincar bonus"), (PAPER, "total reward"), (FAR, "total reward")],
     "cartpole": [(PAPER, "cartpole margin"), (PAPER, "total reward")],
