@@ -33,7 +33,7 @@ def some_members(model: PerSim, which: list[int]) -> PerSim:
     tensors, header = model.cp.pack()
     tensors = {name: t[which] if name.startswith("modes.") else t for name, t in tensors.items()}
     header["params"]["members"] = len(which)
-    return PerSim(FunctionalCP.unpack("these members", tensors, header), model.personal, model.walls)
+    return PerSim(FunctionalCP.unpack("these members", tensors, header), model.personal, model.walls, model.inputs)
 
 
 def imagined(environment: Environment, judge: PerSim) -> Environment:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lowrank_rl.rl.models.contacts import Contacts, stop_each
+from lowrank_rl.rl.models.inputs import Inputs, see
 from lowrank_rl.rl.models.lanes import ROWS, layer
 from lowrank_rl.tensor.solvers.compiled import compiled
 
@@ -24,23 +25,26 @@ def available(device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 
 
-def forward(layers: Sequence[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
-    """Networks with max(., 0) between layers: weights (M, K, N) and biases (M, 1, N), x (M, B, inputs) -> (M, B, outputs)."""
+def forward(layers: Sequence[tuple[Tensor, Tensor]], smooth: bool, x: Tensor) -> Tensor:
+    """Networks with max(., 0), or if ``smooth`` SiLU, between layers: weights (M, K, N) and biases (M, 1, N),
+    x (M, B, inputs) -> (M, B, outputs).
+    """
     out = torch.empty((*x.shape[:2], layers[-1][0].shape[2]))
-    _forward(_pack(layers), x.float().contiguous().numpy(), out.numpy())
+    _forward(_pack(layers), int(smooth), x.float().contiguous().numpy(), out.numpy())
     return out
 
 
-def rollout(layers: Sequence[tuple[Tensor, Tensor]], mixed: Tensor, shift: Tensor, walls: Contacts, state: Tensor) -> Tensor:
-    """state += network(state)' mixed[h] + shift, stopped at the walls, H times; the network's outputs are (R, D).
+def rollout(layers: Sequence[tuple[Tensor, Tensor]], smooth: bool, mixed: Tensor, shift: Tensor, walls: Contacts,
+            inputs: Inputs, state: Tensor) -> Tensor:
+    """state += network(inputs(state))' mixed[h] + shift, stopped at the walls, H times; the network's outputs are (R, D).
 
     mixed (M, B, C, H, R), shift (D,), state (M, B, D) -> start and next states (M, B, C, H + 1, D) in float32. A trajectory
     does not depend on the plans beside it.
     """
     M, B, C, H, _ = mixed.shape
     out = torch.empty((M, state.shape[2], H + 1, B * C))
-    _rollout(_pack(layers), *(x.float().contiguous().numpy() for x in (mixed.flatten(1, 2), shift, state)),
-             *walls.arrays(torch.float32), out.numpy())
+    _rollout(_pack(layers), int(smooth), *(x.float().contiguous().numpy() for x in (mixed.flatten(1, 2), shift, state)),
+             *walls.arrays(torch.float32), *inputs.arrays(), out.numpy())
     return out.permute(0, 3, 2, 1).unflatten(1, (B, C))
 
 
@@ -96,33 +100,33 @@ def _pack_pairs(weight: np.ndarray, out: np.ndarray, padded: int) -> None:
 
 
 @compiled()
-def _layer(x, x_pitch, rows, weight, at, bias, bias_at, out, out_pitch, per_word, count, width):
+def _layer(x, x_pitch, rows, weight, at, bias, bias_at, out, out_pitch, per_word, count, width, smooth):
     """``rows`` rows of one layer, a tile after the other; ``per_word`` outputs share a word."""
     for n in range(0, width, WIDE):
         for row in range(0, rows, ROWS):
             place = row * out_pitch + n // per_word
             if width - n >= WIDE:
-                _wide(x, row * x_pitch, x_pitch, weight, at + n * count, bias, bias_at + n, out, place, out_pitch, count)
+                _wide(x, row * x_pitch, x_pitch, weight, at + n * count, bias, bias_at + n, out, place, out_pitch, count, smooth)
             else:
-                _narrow(x, row * x_pitch, x_pitch, weight, at + n * count, bias, bias_at + n, out, place, out_pitch, count)
+                _narrow(x, row * x_pitch, x_pitch, weight, at + n * count, bias, bias_at + n, out, place, out_pitch, count, smooth)
 
 
 @compiled()
-def _network(packed, m, x, rows, here, there, out):
+def _network(packed, m, smooth, x, rows, here, there, out):
     """x (BLOCK, inputs) -> out (BLOCK, padded outputs), by way of the words in ``here`` and ``there``."""
     sizes, floats, pairs, biases = packed
     first, weight, bias = floats[m], pairs[m], biases[m]
     pitch = len(here) // BLOCK
     inputs, width = sizes[0]
-    _layer(x.reshape(-1), inputs, rows, first, 0, bias, 0, here, pitch, 2, inputs, width)
+    _layer(x.reshape(-1), inputs, rows, first, 0, bias, 0, here, pitch, 2, inputs, width, smooth)
     at, bias_at = 0, width
     for i in range(1, len(sizes) - 1):
         count, width = sizes[i]
-        _layer(here, pitch, rows, weight, at, bias, bias_at, there, pitch, 2, count, width)
+        _layer(here, pitch, rows, weight, at, bias, bias_at, there, pitch, 2, count, width, smooth)
         here, there = there, here
         at, bias_at = at + count * width, bias_at + width
     count, width = sizes[-1]
-    _layer(here, pitch, rows, weight, at, bias, bias_at, out.reshape(-1), width, 1, count, width)
+    _layer(here, pitch, rows, weight, at, bias, bias_at, out.reshape(-1), width, 1, count, width, smooth)
 
 
 @compiled()
@@ -133,7 +137,7 @@ def _room(sizes):
 
 
 @compiled()
-def _forward(packed, x, out):
+def _forward(packed, smooth, x, out):
     members, count, inputs = x.shape
     here, there, y = _room(packed[0])
     block = np.zeros((BLOCK, inputs), np.float32)
@@ -141,17 +145,17 @@ def _forward(packed, x, out):
         for first in range(0, count, BLOCK):
             rows = min(BLOCK, count - first)
             block[:rows] = x[m, first:first + rows]
-            _network(packed, m, block, rows, here, there, y)
+            _network(packed, m, smooth, block, rows, here, there, y)
             out[m, first:first + rows] = y[:rows, :out.shape[2]]
 
 
 @compiled()
-def _rollout(packed, mixed, shift, state, dimension, sign, bound, after, out):
+def _rollout(packed, smooth, mixed, shift, state, dimension, sign, bound, after, source, part, low, high, out):
     """mixed (M, B C, H, R), out (M, D, H + 1, B C)"""
     M, D, steps, count = out.shape
     R = mixed.shape[3]
     here, there, y = _room(packed[0])
-    x = np.zeros((BLOCK, D), np.float32)
+    x, seen = np.zeros((BLOCK, D), np.float32), np.zeros((BLOCK, len(source)), np.float32)
     for m in range(M):
         for first in range(0, count, BLOCK):
             rows = min(BLOCK, count - first)
@@ -159,7 +163,8 @@ def _rollout(packed, mixed, shift, state, dimension, sign, bound, after, out):
                 x[row] = state[m, (first + row) * state.shape[1] // count]
             for h in range(steps):
                 if h > 0:
-                    _network(packed, m, x, rows, here, there, y)
+                    see(x, source, part, low, high, seen)
+                    _network(packed, m, smooth, seen, rows, here, there, y)
                     for row in range(rows):
                         for d in range(D):
                             x[row, d] += shift[d]

@@ -5,10 +5,12 @@ Layers behind the first work in the network's ``inner_dtype``, compiled where th
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.models import fused_bfloat16
 from lowrank_rl.rl.models.contacts import Contacts
+from lowrank_rl.rl.models.inputs import Inputs
 
 ROWS = 512     # whose hidden layers stay in a CPU's cache
 
@@ -19,32 +21,32 @@ def outputs(network: Mlp, center: Tensor, scale: Tensor, x: Tensor) -> Tensor:
     """network((x - center) / scale): (M, B, inputs) -> (M, B, outputs)."""
     layers = _layers(network, center, scale)
     if _compiles(network):
-        return fused_bfloat16.forward(layers, x)
+        return fused_bfloat16.forward(layers, _smooth(network), x)
     layers = _narrowed(network, layers)
     pieces = x.to(layers[0][0]).split(ROWS if x.device.type == "cpu" else max(1, x.shape[1]), dim=1)
     return torch.cat([_run(network, layers, piece) for piece in pieces], dim=1)
 
 
 def rollout_deep(network: Mlp, center: Tensor, scale: Tensor, mixed: Tensor, unit: Tensor, shift: Tensor, walls: Contacts,
-                 state: Tensor) -> Tensor:
-    """state += unit * sum_r mixed[h, r] network((state - center) / scale)[:, r] + shift, stopped at the walls, H times.
+                 inputs: Inputs, state: Tensor) -> Tensor:
+    """state += unit * sum_r mixed[h, r] network((inputs(state) - center) / scale)[:, r] + shift, stopped at the walls, H times.
 
-    center, scale, unit, shift (D,), mixed (M, B, C, H, R) rows of agents times those of actions, state (M, B, D)
+    center, scale (I,), unit, shift (D,), mixed (M, B, C, H, R) rows of agents times those of actions, state (M, B, D)
     -> start and next states (M, B, C, H + 1, D), in the parameters' dtype.
     """
     _, B, C, H, R = mixed.shape
-    D = len(center)
+    D = len(shift)
     *layers, last = _layers(network, center, scale)
     last = tuple((x.unflatten(-1, (D, R)) * unit[:, None].to(x)).mT.flatten(2) for x in last)     # outputs ordered (R, D)
     layers = [*layers, last]
     if _compiles(network):
-        return fused_bfloat16.rollout(layers, mixed, shift, walls, state)
+        return fused_bfloat16.rollout(layers, _smooth(network), mixed, shift, walls, inputs, state)
     layers = _narrowed(network, layers)
     x = state.to(last[0]).repeat_interleave(C, dim=1)
     mixed, shift = mixed.flatten(1, 2).permute(2, 0, 1, 3).reshape(H, -1, 1, R).to(x), shift.to(x)
-    walls, future = walls.to(x.device), [x]
+    walls, inputs, future = walls.to(x.device), inputs.to(x.device), [x]
     for h in range(H):
-        change = mixed[h] @ _run(network, layers, x).view(-1, R, D)
+        change = mixed[h] @ _run(network, layers, inputs(x)).view(-1, R, D)
         x = walls.stop(x + shift + change.view_as(x))
         future.append(x)
     return torch.stack(future, dim=2).unflatten(1, (B, C))
@@ -58,8 +60,12 @@ def _layers(network: Mlp, center: Tensor, scale: Tensor) -> Layers:
 
 
 def _compiles(network: Mlp) -> bool:
-    return (network.inner_dtype == torch.bfloat16 and network.activation is torch.relu and len(network.layers) > 1
-            and fused_bfloat16.available(network.layers[0].weight.device))
+    return (network.inner_dtype == torch.bfloat16 and (network.activation is torch.relu or _smooth(network))
+            and len(network.layers) > 1 and fused_bfloat16.available(network.layers[0].weight.device))
+
+
+def _smooth(network: Mlp) -> bool:
+    return network.activation is silu
 
 
 def _narrowed(network: Mlp, layers: Layers) -> Layers:

@@ -4,7 +4,10 @@ A vector has 64 bytes; LLVM splits it on machines with narrower registers. Array
 their start and are not checked. Sums may be reordered, but NaN and Inf stay what they are.
 """
 
+import math
+
 import llvmlite.binding
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -38,7 +41,7 @@ def relu_layers(typing, first, at, last, last_bias, row, x, units, tile):
                 z = weight[D]
                 for d in range(D):
                     z = code.fused(state[p][d], weight[d], z)
-                z = code.positive(z)
+                z = code.relu(z)
                 for d in range(D):
                     total = code.fused(code.load(outs[p], outward, d * code.lanes), z, builder.load(sums[p][d]))
                     builder.store(total, sums[p][d])
@@ -108,15 +111,16 @@ def four_by_four(typing, table, at, row, value, lane, pitch):
 
 
 def layer(width: int):
-    """Compiled ``f(x, x_at, x_pitch, weight, at, bias, bias_at, out, out_at, out_pitch, count)``: a tile of a network's layer.
+    """Compiled ``f(x, x_at, x_pitch, weight, at, bias, bias_at, out, out_at, out_pitch, count, smooth)``: a tile of a network's layer.
 
         out[out_at + out_pitch i + l] = bias[bias_at + l] + sum_q weight[at + 16 width q + l] x[x_at + x_pitch i + q]
 
     i < ROWS, q < count, and l goes over ``width`` vectors; the sums stay in registers. ``x`` and ``weight`` are float32, or
-    uint32 whose halves are two bfloat16, both of them terms of the sum. So may ``out``, and is then max(., 0).
+    uint32 whose halves are two bfloat16, both of them terms of the sum. So may ``out``, and is then max(., 0), or where
+    ``smooth`` is not 0 the SiLU, to the three digits that bfloat16 has.
     """
     @intrinsic
-    def tile(typing, x, x_at, x_pitch, weight, at, bias, bias_at, out, out_at, out_pitch, count):
+    def tile(typing, x, x_at, x_pitch, weight, at, bias, bias_at, out, out_at, out_pitch, count, smooth):
         def build(context, builder, signature, args):
             code = _Code(context, builder, signature, args, bias.dtype)
             word = _Code(context, builder, signature, args, x.dtype)
@@ -131,21 +135,28 @@ def layer(width: int):
                     number = word.spread(builder.load(builder.gep(rows[i], [loop.index])))
                     for w in range(width):
                         builder.store(more(number, columns[w], builder.load(sums[i][w])), sums[i][w])
-            for i in range(ROWS):
-                line = builder.mul(args[9], code.number(i))
-                for w in range(width):
-                    total = builder.load(sums[i][w])
-                    if out.dtype == bias.dtype:
-                        code.store(total, outs, line, code.lanes * w)
-                    else:
-                        code.store(code.halved(code.positive(total)), outs, line, code.lanes // 2 * w)
+
+            def write(activation, lanes):
+                for i in range(ROWS):
+                    line = builder.mul(args[9], code.number(i))
+                    for w in range(width):
+                        code.store(activation(builder.load(sums[i][w])), outs, line, lanes * w)
+            if out.dtype == bias.dtype:
+                write(lambda total: total, code.lanes)
+            else:
+                with builder.if_else(builder.icmp_signed("!=", args[11], code.number(0))) as branches:
+                    for branch, activation in zip(branches, (code.silu, code.relu), strict=True):
+                        with branch:
+                            write(lambda total, activation=activation: code.halved(activation(total)), code.lanes // 2)
             return context.get_dummy_value()
         n = types.intp
-        return types.void(x, n, n, weight, n, bias, n, out, n, n, n), build
+        return types.void(x, n, n, weight, n, bias, n, out, n, n, n, n), build
     return tile
 
 
 _INT = ir.IntType(32)
+# 2 ** x on [-0.5, 0.5], relative error 1e-4: the interpolant at Chebyshev's points
+_POWER = np.polynomial.chebyshev.cheb2poly(np.polynomial.chebyshev.chebinterpolate(lambda x: 2 ** (x / 2), 3)) * 2.0 ** np.arange(4)
 llvmlite.binding.initialize_native_asmparser()
 
 
@@ -207,9 +218,28 @@ class _Code:
         function = ir.FunctionType(ir.VectorType(_INT, self.lanes // 2), [self.vector])
         return self.builder.call(ir.InlineAsm(function, "vcvtneps2bf16 $1, $0", "=v,v"), [a])
 
-    def positive(self, a):
+    def relu(self, a):
         """max(a, 0), but NaN stays NaN."""
         return self.builder.select(self.builder.fcmp_ordered(">", self.zero, a), self.zero, a)
+
+    def silu(self, a):
+        """a / (1 + 2 ** -(a log2 e)) of float32; the power's fraction by a polynomial, its integer part by the exponent."""
+        power = self.builder.fmul(a, self._constant(-math.log2(math.e)))
+        whole = self._asm("vrndscaleps $$0, $1, $0", power)
+        fraction = self.builder.fsub(power, whole)
+        value = self._constant(_POWER[-1])
+        for coefficient in _POWER[-2::-1]:
+            value = self.fused(value, fraction, self._constant(coefficient))
+        value = self.builder.fadd(self._asm("vscalefps $2, $1, $0", value, whole), self._constant(1.0))
+        return self.builder.fmul(a, self._asm("vrcp14ps $1, $0", value))
+
+    def _constant(self, number: float):
+        return ir.Constant(self.vector, [ir.Constant(self.real, number)] * self.lanes)
+
+    def _asm(self, line: str, *args):
+        """One instruction of AVX-512 on vectors."""
+        function = ir.FunctionType(self.vector, [self.vector] * len(args))
+        return self.builder.call(ir.InlineAsm(function, line, ",".join(["=v", *["v"] * len(args)])), args)
 
     def total(self, number, vector):
         """number + the sum of the vector."""

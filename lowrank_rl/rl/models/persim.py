@@ -16,11 +16,12 @@ from torch import Tensor
 from lowrank_rl import check
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
-from lowrank_rl.rl.models import contacts
+from lowrank_rl.rl.models import contacts, inputs
 from lowrank_rl.rl.models.contacts import Contacts
 from lowrank_rl.rl.models.fused import WIDEST, rollout_network
 from lowrank_rl.rl.models.fused_basis import REACH, fusible, rollout_basis
 from lowrank_rl.rl.models.fused_deep import outputs, rollout_deep
+from lowrank_rl.rl.models.inputs import Inputs
 from lowrank_rl.rl.unroll import rollout
 from lowrank_rl.tensor import AdamConfig, ALSConfig, Categorical, FunctionalCP, Neural, Polynomial, Spline, io
 from lowrank_rl.tensor.bases import Expansion, PolynomialBasis
@@ -44,6 +45,9 @@ class PerSimConfig:
     init: str = "nearly_equal"                   # of agent and action rows; "linear" is the paper's
     normalize: bool = True                       # the paper: HalfCheetah only
     walls: bool = True                           # look for bounds where states stop (contacts.py); the paper does not
+    activation: str = "relu"                     # of networks
+    angles: tuple[int, ...] = ()                 # state dimensions that networks see as sine and cosine
+    inside: bool = True                          # networks see no number beyond the data's range; the paper's do
     precision: str = "full"                      # of hidden layers; "bfloat16" is faster where they are deep
     adam: AdamConfig = AdamConfig()              # noqa: RUF009 (frozen)
     exact: Exact | None = None                   # for discrete actions: no networks, no gradients
@@ -52,8 +56,9 @@ class PerSimConfig:
 class PerSim:
     """A DynamicsModel whose context is the agent's latent row; if not ``personal``, everybody's is the first."""
 
-    def __init__(self, cp: FunctionalCP, personal: bool, walls: Contacts) -> None:
-        self.cp, self.module, self.personal, self.walls = cp, cp.module_, personal, walls
+    def __init__(self, cp: FunctionalCP, personal: bool, walls: Contacts | None = None, seen: Inputs | None = None) -> None:
+        self.cp, self.module, self.personal = cp, cp.module_, personal
+        self.walls, self.inputs = walls or contacts.none(cp.outputs), seen or inputs.plain(cp.outputs)
         self.members = cp.members
 
     @property
@@ -77,7 +82,7 @@ class PerSim:
         module, home = self.module, state.device
         state, action = state.to(module.center.device), action.to(module.center.device)
         mixed = context * module.factor(ACTION, action[:, 0] if self._discrete else action)   # (M, B, R)
-        basis = module.factor(STATE, self._near(state))                                                   # (M, B, D, R)
+        basis = module.factor(STATE, self.inputs.to(state.device)(self._near(state)))                         # (M, B, D, R)
         delta = module.center + module.scale * (basis @ mixed.unsqueeze(-1)).squeeze(-1)
         return self.walls.to(home).stop((state + delta.to(state.dtype)).to(home))
 
@@ -89,7 +94,8 @@ class PerSim:
         state, actions = state.to(here), actions.to(here)
         network = isinstance(mode, Mlp) and len(mode.layers) > 1
         if self._discrete and here.type == "cpu":
-            if network and len(mode.layers) == 2 and mode.activation is torch.relu and state.shape[-1] <= WIDEST:
+            if (network and len(mode.layers) == 2 and mode.activation is torch.relu and state.shape[-1] <= WIDEST
+                    and self.inputs.plain):
                 return rollout_network(*self._two_layers(context), self.walls, state, actions[..., 0])
             if isinstance(mode, Expansion) and fusible(mode.basis):
                 return rollout_basis(mode.basis, module.center1, module.scale1, self._folded(context, mode.weight),
@@ -97,7 +103,7 @@ class PerSim:
         if network:
             action = self._action_rows(actions.flatten(0, 2)).unflatten(1, actions.shape[:3])
             return rollout_deep(mode, module.center1, module.scale1, context[:, :, None, None] * action, module.scale,
-                                module.center, self.walls, state).to(home)
+                                module.center, self.walls, self.inputs, state).to(home)
         return rollout(self, context, state, actions).to(home)
 
     def _near(self, state: Tensor) -> Tensor:
@@ -144,17 +150,19 @@ class PerSim:
 
     def save(self, path: str | Path) -> None:
         tensors, header = self.cp.pack()
-        walls = {f"walls.{name}": value for name, value in vars(self.walls).items()}
-        io.save(path, "PerSim", tensors | walls, {**header, "personal": self.personal})
+        for part in ("walls", "inputs"):
+            tensors |= {f"{part}.{name}": value for name, value in vars(getattr(self, part)).items()}
+        io.save(path, "PerSim", tensors, {**header, "personal": self.personal})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Raises ValueError for a missing, corrupt or foreign file."""
         tensors, header = io.load(path, "PerSim")
-        found = {field.name: tensors.pop(f"walls.{field.name}", None) for field in fields(Contacts)}
+        walls, seen = ({field.name: tensors.pop(f"{part}.{field.name}", None) for field in fields(kind)}
+                       for part, kind in (("walls", Contacts), ("inputs", Inputs)))
         cp = FunctionalCP.unpack(path, tensors, header)
-        walls = contacts.none(cp.outputs) if found["bound"] is None else Contacts(**found)     # older files have none
-        return cls(cp, header["personal"], walls)
+        return cls(cp, header["personal"], None if walls["bound"] is None else Contacts(**walls),      # older files have neither
+                   None if seen["part"] is None else Inputs(**seen))
 
 
 def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: PerSimConfig, *, seed: int,
@@ -184,8 +192,10 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
         raise ValueError("exact: expected None where actions are continuous, got exact solves; use networks and adam")
     D = data.state.shape[1]
     action_mode = Categorical(actions.n, init=config.init) if isinstance(actions, Discrete) else \
-        Neural(actions.size, hidden=config.action_hidden, precision=config.precision)
-    state_mode = config.exact.state if config.exact else Neural(D, hidden=config.state_hidden, precision=config.precision)
+        Neural(actions.size, config.action_hidden, config.activation, config.precision)
+    seen = inputs.plain(D) if config.exact else inputs.of(data.state, config.angles, config.inside)
+    state_mode = config.exact.state if config.exact else \
+        Neural(len(seen.part), config.state_hidden, config.activation, config.precision)
     cp = FunctionalCP([Categorical(agents, init=config.init), state_mode, action_mode], rank=config.rank, outputs=D,
                       output_mode=STATE, members=config.members, normalize=config.normalize,
                       solver=config.exact.solver if config.exact else config.adam, random_state=seed, device=device)
@@ -195,8 +205,8 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
     data = _free(data, walls, agents)
     action = data.action[:, 0] if isinstance(actions, Discrete) else data.action
     agent = data.agent if personal else torch.zeros_like(data.agent)
-    cp.fit((agent, data.state, action), data.next_state - data.state, progress=progress, checkpoint=checkpoint)
-    return PerSim(cp, personal, walls)
+    cp.fit((agent, seen(data.state), action), data.next_state - data.state, progress=progress, checkpoint=checkpoint)
+    return PerSim(cp, personal, walls, seen)
 
 
 def _free(data: Transitions, walls: Contacts, agents: int) -> Transitions:

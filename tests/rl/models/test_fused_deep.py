@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lowrank_rl.nets import Mlp
-from lowrank_rl.rl.models import contacts, fused_bfloat16
+from lowrank_rl.rl.models import contacts, fused_bfloat16, inputs
 from lowrank_rl.rl.models.contacts import Contacts
 from lowrank_rl.rl.models.fused_bfloat16 import BLOCK
 from lowrank_rl.rl.models.fused_deep import ROWS, outputs, rollout_deep
@@ -15,32 +15,35 @@ M, B, H, R = 2, 3, 4, 3
 compiled = pytest.mark.skipif(not fused_bfloat16.available(torch.device("cpu")), reason="needs AVX-512 with bfloat16")
 
 
-def problem(D=5, C=4, hidden=(8, 8, 8), precision="full", activation="relu"):
+def problem(D=5, C=4, hidden=(8, 8, 8), precision="full", activation="relu", angles=()):
     draw = stream(0, "deep", D, C)
 
     def normal(*shape):
         return torch.randn(shape, generator=draw)
-    network = Mlp(M, (D, *hidden, D * R), activation, precision, generator=draw).requires_grad_(False)
-    scales = normal(D), normal(D).abs() + 0.5
+    count = D + len(angles)
+    network = Mlp(M, (count, *hidden, D * R), activation, precision, generator=draw).requires_grad_(False)
+    scales = normal(count), normal(count).abs() + 0.5
     units = 0.3 * normal(D).abs(), 0.1 * normal(D)
-    return [network, *scales, normal(M, B, C, H, R), *units, contacts.none(D), normal(M, B, D)]
+    seen = inputs.of(normal(9, D), angles, inside=True) if angles else inputs.plain(D)
+    return [network, *scales, normal(M, B, C, H, R), *units, contacts.none(D), seen, normal(M, B, D)]
 
 
-def slow(network, center, scale, mixed, unit, shift, walls, state):
-    C, D = mixed.shape[2], len(center)
+def slow(network, center, scale, mixed, unit, shift, walls, seen, state):
+    C, D = mixed.shape[2], len(shift)
     out = torch.empty((M, B, C, H + 1, D))
     for m, b, c in np.ndindex(M, B, C):
         x = out[m, b, c, 0] = state[m, b]
         for h in range(H):
-            change = network(((x - center) / scale).expand(M, 1, D))[m, 0].view(D, R) @ mixed[m, b, c, h]
+            change = network(((seen(x) - center) / scale).expand(M, 1, -1))[m, 0].view(D, R) @ mixed[m, b, c, h]
             x = out[m, b, c, h + 1] = walls.stop(x + unit * change + shift)
     return out
 
 
+@pytest.mark.parametrize("angles", [(), (2, 0)])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize("hidden", [(8,), (8, 8, 8)])
-def test_folded_layers_change_nothing(hidden, activation):
-    parts = problem(hidden=hidden, activation=activation)
+def test_folded_layers_change_nothing(hidden, activation, angles):
+    parts = problem(hidden=hidden, activation=activation, angles=angles)
     torch.testing.assert_close(rollout_deep(*parts), slow(*parts), atol=1e-5, rtol=1e-5)
 
 
@@ -83,7 +86,7 @@ def test_bfloat16_of_any_size(sizes, rows):
     layers = [(layer.weight, layer.bias) for layer in Mlp(M, sizes, "relu", generator=draw).requires_grad_(False).layers]
     x = torch.randn((M, rows, sizes[0]), generator=draw)
     expected = rounded(layers, x)
-    out = fused_bfloat16.forward(layers, x)
+    out = fused_bfloat16.forward(layers, False, x)
     assert out.dtype == torch.float32
     # a sum that falls on the other side of a rounding differs by one bfloat16 digit of one term
     torch.testing.assert_close(out.double(), expected, atol=2e-3, rtol=1e-3)
@@ -91,9 +94,21 @@ def test_bfloat16_of_any_size(sizes, rows):
 
 
 @compiled
+def test_silu_as_torch_has_it():
+    """One hidden unit at a time: x -> silu(x), which the last layer passes on."""
+    x = torch.linspace(-30, 30, 4001)[None, :, None].clone()
+    eye = [(torch.ones(1, 1, 1), torch.zeros(1, 1, 1))] * 2
+    out = fused_bfloat16.forward(eye, True, x)
+    torch.testing.assert_close(out, torch.nn.functional.silu(x), atol=1e-6, rtol=2 ** -8)
+    assert fused_bfloat16.forward(eye, True, torch.full((1, 1, 1), torch.nan)).isnan().all()
+
+
+@compiled
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("angles", [(), (2, 0)])
 @pytest.mark.parametrize("C", [1, BLOCK, BLOCK + 1])
-def test_bfloat16_rollouts(C):
-    parts = problem(C=C, precision="bfloat16")
+def test_bfloat16_rollouts(C, angles, activation):
+    parts = problem(C=C, precision="bfloat16", angles=angles, activation=activation)
     short = [x[:, :, :3] if x is parts[3] else x for x in parts]
     out = rollout_deep(*parts)
     torch.testing.assert_close(out[:, :, :3], slow(*short), atol=0.05, rtol=0.05)
