@@ -142,7 +142,8 @@ def train(out: Path, cell: Cell, device: str, say: Say) -> None:
     what, last = ("sweep", config.exact.solver.sweeps) if config.exact else ("epoch", config.adam.epochs)
 
     def progress(entry: dict) -> None:
-        say(f"training, {what} {entry['epoch']}/{last}, loss {entry['loss']:.2e}", entry["epoch"] / last)
+        name, at, end = ("update", entry["update"], config.multistep.updates) if "update" in entry else (what, entry["epoch"], last)
+        say(f"training, {name} {at}/{end}, loss {entry['loss']:.2e}", at / end)
 
     check.writable_folder(path.parent)
     model = fit_persim(episodes.transitions(), budget.agents, environment.actions, config,

@@ -6,14 +6,14 @@ which is a functional CP with a categorical agent mode. An ensemble of M such mo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from lowrank_rl import check
+from lowrank_rl import check, rng
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
 from lowrank_rl.rl.models import contacts, inputs
@@ -22,9 +22,11 @@ from lowrank_rl.rl.models.fused import WIDEST, rollout_network
 from lowrank_rl.rl.models.fused_basis import REACH, fusible, rollout_basis
 from lowrank_rl.rl.models.fused_deep import outputs, rollout_deep
 from lowrank_rl.rl.models.inputs import Inputs
+from lowrank_rl.rl.models.multistep import MultiStep, fit_multistep
 from lowrank_rl.rl.unroll import rollout
 from lowrank_rl.tensor import AdamConfig, ALSConfig, Categorical, FunctionalCP, Neural, Polynomial, Spline, io
 from lowrank_rl.tensor.bases import Expansion, PolynomialBasis
+from lowrank_rl.tensor.functional_checkpoint import EVERY, Checkpoint, fingerprint
 
 AGENT, STATE, ACTION = 0, 1, 2     # the modes
 
@@ -51,6 +53,7 @@ class PerSimConfig:
     precision: str = "full"                      # of hidden layers; "bfloat16" is faster where they are deep
     adam: AdamConfig = AdamConfig()              # noqa: RUF009 (frozen)
     exact: Exact | None = None                   # for discrete actions: no networks, no gradients
+    multistep: MultiStep | None = None           # after one-step training by Adam, on predictions of many steps; the paper: none
 
 
 class PerSim:
@@ -172,9 +175,12 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
 
     ``personal=False`` hides from the model who acts: the ``pooled`` baseline, what personalisation is worth.
 
+    ``progress`` hears of each epoch or sweep ("epoch", "loss", ...), then of multi-step training ("update", "loss", ...).
+    ``checkpoint`` is a file for unfinished training, beside which another one is kept for its second part.
+
     Raises:
         ValueError: shapes that disagree, NaN or Inf, an agent out of range or without a transition, an action outside
-            the bounds, exact solves with continuous actions.
+            the bounds, exact solves with continuous actions or multi-step training, a loss that diverged.
     """
     check.count("agents", agents)
     data = Transitions(*(torch.as_tensor(x).cpu() for x in (data.agent, data.state, data.action, data.next_state)))
@@ -191,6 +197,8 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
     if config.exact and not isinstance(actions, Discrete):
         raise ValueError("exact: expected None where actions are continuous, got exact solves; use networks and adam")
     D = data.state.shape[1]
+    if config.exact and config.multistep:
+        raise ValueError("multistep: expected None beside exact solves, got both; multi-step training goes with adam")
     action_mode = Categorical(actions.n, init=config.init) if isinstance(actions, Discrete) else \
         Neural(actions.size, config.action_hidden, config.activation, config.precision)
     seen = inputs.plain(D) if config.exact else inputs.of(data.state, config.angles, config.inside)
@@ -203,9 +211,26 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
     check.finite("next_state", data.next_state)
     walls = contacts.find(data.next_state) if config.walls else contacts.none(D)
     data = _free(data, walls, agents)
-    action = data.action[:, 0] if isinstance(actions, Discrete) else data.action
-    agent = data.agent if personal else torch.zeros_like(data.agent)
-    cp.fit((agent, seen(data.state), action), data.next_state - data.state, progress=progress, checkpoint=checkpoint)
+    data = data if personal else replace(data, agent=torch.zeros_like(data.agent))
+    order = rng.stream(seed, "persim", "multi-step")
+    job = fingerprint(config, vars(data).values(), data.next_state, torch.nn.Module(), order)
+    second = Path(checkpoint).with_suffix(".second") if checkpoint and config.multistep else None
+    one_step = Checkpoint(second and second.with_suffix(".first"), 0.0, job)
+    found = one_step.resume()
+    if found:
+        cp = FunctionalCP.unpack(one_step.path, found[0], found[1][0])
+        cp.module_.to(device)
+    else:
+        action = data.action[:, 0] if isinstance(actions, Discrete) else data.action
+        cp.fit((data.agent, seen(data.state), action), data.next_state - data.state, progress=progress, checkpoint=checkpoint)
+    if config.multistep:
+        tensors, header = cp.pack()
+        one_step.save(lambda: tensors, [header])      # whole, so that a kill from here on does not repeat it
+        keep = Checkpoint(second, EVERY, job)
+        cp.history_ = cp.history_ + fit_multistep(cp.module_, seen, data, config.multistep, generator=order, keep=keep,
+                                                  progress=progress)
+        keep.remove()
+        one_step.remove()
     return PerSim(cp, personal, walls, seen)
 
 
