@@ -19,14 +19,14 @@ import torch
 from tables import show, write
 
 from lowrank_rl.rl import data, evaluate
-from lowrank_rl.rl.envs.halfcheetah import ENVIRONMENT, SECONDS, MujocoSimulator
+from lowrank_rl.rl.envs.halfcheetah import ENVIRONMENT, PITCH, SECONDS, MujocoSimulator
 from lowrank_rl.rl.models.true_env import TrueEnv
 from lowrank_rl.rl.plan import CEMConfig, ICEMConfig, cem, icem
 from lowrank_rl.rl.policies.mpc import MPC
 from lowrank_rl.rl.score import total_reward
 
 PLANNERS = {"paper": partial(cem, config=CEMConfig()), "icem": partial(icem, config=ICEMConfig())}
-SPEED, PITCH = 0, 2      # of the state
+SPEED = 0      # of the state
 FRAMES = 10
 EVERY = 2                # steps between frames
 

@@ -74,4 +74,4 @@ def _tiles(words: torch.Tensor, kind: type, terms: int) -> tuple[Callable[[], No
 @compiled()
 def _repeat(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
     for _ in range(TILES):
-        _tile(x, 0, SIZE, weight, 0, bias, 0, out, 0, SIZE, SIZE)
+        _tile(x, 0, SIZE, weight, 0, bias, 0, out, 0, SIZE, SIZE, 0)

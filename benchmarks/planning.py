@@ -26,10 +26,9 @@ from lowrank_rl.rl import data, unroll
 from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.contracts import EpisodeView, fresh_view
 from lowrank_rl.rl.models.persim import ACTION, STATE, Exact, PerSim, PerSimConfig, fit_persim
-from lowrank_rl.rl.plan import CEMConfig, ShootingConfig, cem, random_shooting
+from lowrank_rl.rl.plan import CEMConfig, ICEMConfig, ShootingConfig
 from lowrank_rl.rl.policies.mpc import MPC
 from lowrank_rl.rl.policies.uniform import Uniform
-from lowrank_rl.rl.score import cartpole_margin, mountaincar_bonus, total_reward
 from lowrank_rl.tensor import AdamConfig, ALSConfig, Polynomial, Spline
 from lowrank_rl.tensor.bases import SplineBasis
 
@@ -43,14 +42,13 @@ SIMULATORS = {
     ("cartpole", "network 256"): PerSimConfig(rank=5, adam=BRIEF),
     ("halfcheetah", "network 4 x 256, bfloat16"): replace(DEEP, precision="bfloat16"),
     ("halfcheetah", "network 4 x 256"): DEEP,
+    ("halfcheetah", "best"): replace(cases.LEARNING["best", "halfcheetah"], adam=BRIEF, multistep=None),
 }
-SCORES = {"total reward": total_reward, "mountaincar bonus": lambda _: mountaincar_bonus,
-          "cartpole margin": lambda _: cartpole_margin}
 PAPER, FAR = ShootingConfig(horizon=50, candidates=1000), cases.PLANNING["best", "mountaincar"].planner
 DECISIONS = {
     "mountaincar": [(PAPER, "mountaincar bonus"), (PAPER, "total reward"), (FAR, "total reward")],
     "cartpole": [(PAPER, "cartpole margin"), (PAPER, "total reward")],
-    "halfcheetah": [(CEMConfig(), "total reward")],
+    "halfcheetah": [(CEMConfig(), "total reward"), (cases.PLANNING["best", "halfcheetah"].planner, "upright")],
 }
 
 
@@ -103,13 +101,16 @@ def view(name: str, episodes: int, seed: int) -> EpisodeView:
     return fresh_view(torch.arange(episodes) % AGENTS, state, environment.actions.size)
 
 
-def decide(name: str, model: PerSim | Plain, config: ShootingConfig | CEMConfig, score: str, episodes: int, seed: int,
+Planner = ShootingConfig | CEMConfig | ICEMConfig
+
+
+def decide(name: str, model: PerSim | Plain, config: Planner, score: str, episodes: int, seed: int,
            repeats: int) -> tuple[list[float], list[float]]:
     """Wall and processor seconds of decisions."""
-    environment, search = cases.ENVIRONMENTS[name], cem if isinstance(config, CEMConfig) else random_shooting
+    environment, search = cases.ENVIRONMENTS[name], cases.SEARCH[type(config)]
     persim = model.model if isinstance(model, Plain) else model
     price = cases.PLANNING["best", name].price / (persim.unit * len(persim.unit))
-    policy = MPC(model, partial(search, actions=environment.actions, config=config), SCORES[score](environment),
+    policy = MPC(model, partial(search, actions=environment.actions, config=config), cases.SCORES[score](environment),
                  price if bool(price.any()) else None)
     policy.reset(torch.arange(episodes))
     generators = [rng.stream(seed, "benchmark", episode) for episode in range(episodes)]
@@ -146,7 +147,7 @@ def main(threads: int = 2, repeats: int = 100, seed: int = 0, batches: tuple[int
     for (name, what), config in SIMULATORS.items():
         if name not in environments:
             continue
-        model = simulators(name, replace(config, members=5), seed)
+        model = simulators(name, config, seed)
         difference = moved(name, model, seed)
         for planner, score in DECISIONS[name]:
             plain = min(decide(name, Plain(model), planner, score, 1, seed, 3)[0])
@@ -164,9 +165,17 @@ def main(threads: int = 2, repeats: int = 100, seed: int = 0, batches: tuple[int
     write(out, rows)
 
 
-def shares(model: PerSim, planner: ShootingConfig | CEMConfig, seconds: float, peak: dict[str, float]) -> dict[str, str]:
+def plans(planner: Planner) -> int:
+    """How many a decision rolls out."""
+    if isinstance(planner, ICEMConfig):       # a first decision, which has no elites to keep from the last one
+        fresh = (max(2 * planner.elites, round(planner.candidates / planner.decay**n)) for n in range(planner.rounds))
+        return sum(fresh) + planner.rounds + (planner.rounds - 1) * round(planner.kept * planner.elites)
+    return planner.candidates * getattr(planner, "rounds", 1)
+
+
+def shares(model: PerSim, planner: Planner, seconds: float, peak: dict[str, float]) -> dict[str, str]:
     """Of the machine's peaks, at the rate of the fastest decision. Bytes: states in float32, written and read once."""
-    steps = model.members * planner.candidates * planner.horizon * getattr(planner, "rounds", 1)
+    steps = model.members * plans(planner) * planner.horizon
     rate, moved = steps * operations(model) / seconds / 1e9, 8 * steps * model.module.outputs / seconds / 1e9
     state = model.module.modes[STATE]
     low = isinstance(state, Mlp) and state.inner_dtype == torch.bfloat16

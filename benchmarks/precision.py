@@ -3,13 +3,12 @@
     python benchmarks/precision.py            # ten minutes on one core
     python benchmarks/precision.py --help
 
-Simulators are trained briefly in bfloat16, as ``best`` does. From logged states, plans are chosen by CEM in these and in the
-same simulators at full precision, twice with other draws; all are then judged at full precision, with the price of
-disagreement. Prints Markdown and writes results/precision.csv.
+Simulators are trained briefly in bfloat16, as ``best`` does. From logged states, plans are chosen in these and in the
+same simulators at full precision, twice with other draws; all are then judged at full precision, as the
+planner scores them. Prints Markdown and writes results/precision.csv.
 """
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,10 +21,7 @@ from lowrank_rl.rl import data
 from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.contracts import EpisodeView, fresh_view
 from lowrank_rl.rl.models.persim import ACTION, STATE, PerSim, fit_persim
-from lowrank_rl.rl.plan import cem
-from lowrank_rl.rl.policies.mpc import MPC
 from lowrank_rl.rl.policies.uniform import Uniform
-from lowrank_rl.rl.score import total_reward
 
 ENVIRONMENT = cases.ENVIRONMENTS["halfcheetah"]
 
@@ -35,7 +31,7 @@ def trained(agents: int, epochs: int, seed: int) -> tuple[PerSim, EpisodeView]:
     logged = data.collect(ENVIRONMENT, data.agents(ENVIRONMENT, agents, seed=seed), torch.arange(agents),
                           Uniform(ENVIRONMENT.actions), seed=seed, what="random").transitions()
     config = cases.LEARNING["best", "halfcheetah"]
-    config = replace(config, adam=replace(config.adam, epochs=epochs))
+    config = replace(config, adam=replace(config.adam, epochs=epochs), multistep=None)
     model = fit_persim(logged, agents, ENVIRONMENT.actions, config, seed=seed)
     return model, fresh_view(logged.agent, logged.state, ENVIRONMENT.actions.size)
 
@@ -60,9 +56,7 @@ def main(states: int = 40, agents: int = 60, epochs: int = 8, seed: int = 0, thr
     """
     torch.set_num_threads(threads)
     model, seen = trained(agents, epochs, seed)
-    planning = cases.PLANNING["best", "halfcheetah"]
-    planner = partial(cem, actions=ENVIRONMENT.actions, config=planning.planner)
-    policy = MPC(model, planner, total_reward(ENVIRONMENT), planning.price / (model.unit * len(model.unit)))
+    policy = cases.planning_policy("best", ENVIRONMENT, model)
     which = torch.randperm(len(seen.agent), generator=rng.stream(seed, "precision", "states"))[:states]
     shown = EpisodeView(torch.arange(states), *(x[which] for x in list(vars(seen).values())[1:]))
     context = model.context(shown)

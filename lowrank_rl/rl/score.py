@@ -39,6 +39,19 @@ def cartpole_margin(states: Tensor, actions: Tensor) -> Tensor:
     return torch.where(over, 0, 1 - 0.05 * near).sum(-1)
 
 
+def upright(environment: Environment, weight: float) -> Score:
+    """Rewards less a weight on how far the body is turned, sum_t reward_t - weight (1 - cos pitch_t).
+
+    A cheetah that falls forward moves fast for a second and then lies on its back, farther ahead than plans look.
+    The environment needs a state called pitch, in radians.
+    """
+    reward, pitch = total_reward(environment), environment.state_names.index("pitch")
+
+    def score(states: Tensor, actions: Tensor) -> Tensor:
+        return reward(states, actions) - weight * (1 - states[..., 1:, pitch].cos()).sum(-1)
+    return score
+
+
 def mountaincar_bonus(states: Tensor, actions: Tensor) -> Tensor:
     """The score that PerSim's authors plan MountainCar with: -1 per step short of the goal, + 0.5 max_t position.
 

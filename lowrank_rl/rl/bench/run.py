@@ -142,7 +142,9 @@ def train(out: Path, cell: Cell, device: str, say: Say) -> None:
     what, last = ("sweep", config.exact.solver.sweeps) if config.exact else ("epoch", config.adam.epochs)
 
     def progress(entry: dict) -> None:
-        name, at, end = ("update", entry["update"], config.multistep.updates) if "update" in entry else (what, entry["epoch"], last)
+        name, at, end = what, entry.get("epoch"), last
+        if "update" in entry:
+            name, at, end = "update", entry["update"], config.multistep.updates
         say(f"training, {name} {at}/{end}, loss {entry['loss']:.2e}", at / end)
 
     check.writable_folder(path.parent)

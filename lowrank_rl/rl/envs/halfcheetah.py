@@ -33,6 +33,7 @@ SECONDS = 0.05            # per step
 CONTROL_COST = 0.1        # reward per squared action. Differs: appendix E prints 0.05, Table 5 and the code have 0.1
 NOISE = 0.001             # standard deviation of the first positions and velocities
 NQ = NV = 9               # positions and velocities of the simulator
+PITCH = 2                 # of the state: how far the body is turned; it grows without end as the cheetah rolls
 BOUNDS = (-math.inf,) * 18, (math.inf,) * 18    # of the state
 
 _ROWS = 2048              # simulated per call, which bounds the memory of the substeps

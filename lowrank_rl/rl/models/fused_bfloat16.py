@@ -104,11 +104,11 @@ def _layer(x, x_pitch, rows, weight, at, bias, bias_at, out, out_pitch, per_word
     """``rows`` rows of one layer, a tile after the other; ``per_word`` outputs share a word."""
     for n in range(0, width, WIDE):
         for row in range(0, rows, ROWS):
-            place = row * out_pitch + n // per_word
+            begin, place, first, b = row * x_pitch, row * out_pitch + n // per_word, at + n * count, bias_at + n
             if width - n >= WIDE:
-                _wide(x, row * x_pitch, x_pitch, weight, at + n * count, bias, bias_at + n, out, place, out_pitch, count, smooth)
+                _wide(x, begin, x_pitch, weight, first, bias, b, out, place, out_pitch, count, smooth)
             else:
-                _narrow(x, row * x_pitch, x_pitch, weight, at + n * count, bias, bias_at + n, out, place, out_pitch, count, smooth)
+                _narrow(x, begin, x_pitch, weight, first, bias, b, out, place, out_pitch, count, smooth)
 
 
 @compiled()

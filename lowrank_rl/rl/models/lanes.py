@@ -12,6 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.polynomial.chebyshev import cheb2poly, chebinterpolate
 
 BYTES = 64
 HEIGHT, WIDTH = 4, 4     # of a tile of ``product``: rows, vectors
@@ -111,7 +112,8 @@ def four_by_four(typing, table, at, row, value, lane, pitch):
 
 
 def layer(width: int):
-    """Compiled ``f(x, x_at, x_pitch, weight, at, bias, bias_at, out, out_at, out_pitch, count, smooth)``: a tile of a network's layer.
+    """A tile of a network's layer, compiled:
+    ``f(x, x_at, x_pitch, weight, at, bias, bias_at, out, out_at, out_pitch, count, smooth)``.
 
         out[out_at + out_pitch i + l] = bias[bias_at + l] + sum_q weight[at + 16 width q + l] x[x_at + x_pitch i + q]
 
@@ -155,8 +157,8 @@ def layer(width: int):
 
 
 _INT = ir.IntType(32)
-# 2 ** x on [-0.5, 0.5], relative error 1e-4: the interpolant at Chebyshev's points
-_POWER = np.polynomial.chebyshev.cheb2poly(np.polynomial.chebyshev.chebinterpolate(lambda x: 2 ** (x / 2), 3)) * 2.0 ** np.arange(4)
+# 2 ** x on [-0.5, 0.5] by powers of x, relative error 1e-4: the interpolant at Chebyshev's points
+_POWER = cheb2poly(chebinterpolate(lambda x: 2 ** (x / 2), 3)) * 2.0 ** np.arange(4)
 llvmlite.binding.initialize_native_asmparser()
 
 

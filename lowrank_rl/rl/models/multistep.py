@@ -20,7 +20,7 @@ from lowrank_rl.tensor.functional import FunctionalModule
 from lowrank_rl.tensor.functional_checkpoint import Checkpoint, load_moments, moments, named, part
 
 TOLD = 50     # updates between two entries of the history
-AGENT, STATE, ACTION = 0, 1, 2
+STATE, ACTION = 1, 2     # the modes of the module, behind the agents
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def fit_multistep(module: FunctionalModule, inputs: Inputs, data: Transitions, c
         if (update + 1) % TOLD == 0 or update + 1 == config.updates:
             told = update % TOLD + 1
             if not math.isfinite(total):
-                raise ValueError(f"multi-step training diverged at update {update + 1}: expected a finite loss, got {total}; use "
-                                 f"a learning rate below {config.learning_rate} or a shorter horizon than {config.horizon}")
+                raise ValueError(f"multi-step training diverged at update {update + 1}: expected a finite loss, got {total}; "
+                                 f"use a learning rate below {config.learning_rate} or a shorter horizon than {config.horizon}")
             history.append({"update": update + 1, "loss": total / told, "seconds": time.monotonic() - started})
             total = 0.0
             if progress:

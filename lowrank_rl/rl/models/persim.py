@@ -53,7 +53,7 @@ class PerSimConfig:
     precision: str = "full"                      # of hidden layers; "bfloat16" is faster where they are deep
     adam: AdamConfig = AdamConfig()              # noqa: RUF009 (frozen)
     exact: Exact | None = None                   # for discrete actions: no networks, no gradients
-    multistep: MultiStep | None = None           # after one-step training by Adam, on predictions of many steps; the paper: none
+    multistep: MultiStep | None = None           # after Adam's one-step training; the paper: none
 
 
 class PerSim:
@@ -164,7 +164,8 @@ class PerSim:
         walls, seen = ({field.name: tensors.pop(f"{part}.{field.name}", None) for field in fields(kind)}
                        for part, kind in (("walls", Contacts), ("inputs", Inputs)))
         cp = FunctionalCP.unpack(path, tensors, header)
-        return cls(cp, header["personal"], None if walls["bound"] is None else Contacts(**walls),      # older files have neither
+        return cls(cp, header["personal"],      # older files have neither
+                   None if walls["bound"] is None else Contacts(**walls),
                    None if seen["part"] is None else Inputs(**seen))
 
 

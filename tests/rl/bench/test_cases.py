@@ -58,7 +58,7 @@ def test_the_papers_training(environment, rank, hidden, batch, normalize):
     budget = cases.BUDGETS["paper", environment]
     assert cases.learning("paper", environment, budget) == PerSimConfig(
         rank=rank, members=5, state_hidden=hidden, action_hidden=(256, 256), init="linear", normalize=normalize,
-        walls=False, precision="full",
+        walls=False, precision="full", activation="relu", angles=(), inside=False, multistep=None,
         adam=AdamConfig(epochs=300, batch=batch, learning_rate=1e-3, schedule="halve", held_out=0.0, patience=0))
 
 
