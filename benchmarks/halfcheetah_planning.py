@@ -58,13 +58,14 @@ def main() -> None:
     run.make_data(options.out, cell, say)
     run.train(options.out, cell, "cpu", say)
     model, covariates = run.load_model(options.out, cell), data.agents(environment, 500, seed=0)
+    guide = run.load_policy(options.out, cell)
     path = Path("results/halfcheetah_planning.csv")
     rows = done(path)
     for variant, (planning, weight) in variants().items():
         key = {"dataset": options.dataset, "variant": variant, "steps": str(options.steps)}
         if options.only not in variant or any(key.items() <= row.items() for row in rows):
             continue
-        policy = cases.planning_policy("best", environment, model, planning)
+        policy = cases.planning_policy("best", environment, model, guide, planning)
         policy.score = upright(environment, weight)
         began = time.process_time()
         totals = evaluate.returns(environment, policy, covariates, AGENTS, episodes=1, seed=0, max_steps=options.steps)[0][:, 0]

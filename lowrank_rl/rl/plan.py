@@ -25,6 +25,13 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Proposals:
+    """Plans that a policy would fly, such as one cloned from logs, and how near to them a search should stay."""
+    plans: Tensor        # (B, K, H, A)
+    pull: float          # what a step costs per unit of the mean squared distance of its action from the best proposal's
+
+
+@dataclass(frozen=True)
 class ShootingConfig:
     horizon: int = 50                    # H, real steps looked ahead
     candidates: int = 1000               # C, plans per decision
@@ -68,6 +75,7 @@ class ICEMConfig:
     kept: float = 0.3                    # share of the elites that stay candidates, in the next round and the next decision
     smoothing: float = 0.1               # share of the old mean and deviation kept at each refit
     spread: float = 0.5                  # deviation of the first round
+    guided: float = 0.2                  # the same beside proposals
 
     def __post_init__(self) -> None:
         check.count("horizon", self.horizon, 2)
@@ -77,7 +85,7 @@ class ICEMConfig:
         for name, low, high in (("smoothing", 0, 1), ("kept", 0, 1)):
             if not low <= getattr(self, name) < high:
                 raise ValueError(f"{name}: expected a share in [0, 1), got {getattr(self, name)}")
-        for name, low in (("decay", 1), ("colour", 0), ("spread", 1e-6)):
+        for name, low in (("decay", 1), ("colour", 0), ("spread", 1e-6), ("guided", 1e-6)):
             if not low <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a number >= {low}, got {getattr(self, name)}")
 
@@ -124,10 +132,13 @@ def cem(score: PlanScore, actions: Box, config: CEMConfig, *, memory: Tensor | N
     return Plan(elite_mean, mean, failures)
 
 
-def icem(score: PlanScore, actions: Box, config: ICEMConfig, *, memory: Tensor | None,
-         generators: list[torch.Generator]) -> Plan:
+def icem(score: PlanScore, actions: Box, config: ICEMConfig, *, memory: Tensor | None, generators: list[torch.Generator],
+         proposals: Proposals | None = None) -> Plan:
     """Improved cross-entropy method (Pinneri and others, CoRL 2020): noise that is coloured over time moves joints farther than
     white noise does, elites stay candidates, and later rounds draw fewer plans.
+
+    With ``proposals``, the best of them is a candidate, all plans are pulled towards it, and the search starts from the best of
+    it and what is remembered; ``config.guided`` is then the first deviation.
 
     The chosen plan is the best of all rounds; the memory is the mean and the kept elites, (B, 1 + kept, H, A).
     """
@@ -138,8 +149,16 @@ def icem(score: PlanScore, actions: Box, config: ICEMConfig, *, memory: Tensor |
     if memory is not None:      # a step later; the last action is held
         memory = torch.cat([memory[:, :, 1:], memory[:, :, -1:]], dim=2)
         mean, old = memory[:, 0], memory[:, 1:]
-    deviation = torch.full((B, H, A), config.spread, **options)
     rows, failures = torch.arange(B), 0
+    if proposals is not None:
+        value, failures = _finite_scores(score, proposals.plans)
+        best = proposals.plans[rows, value.argmax(1)][:, None]
+        score = _pulled(score, best, proposals.pull)
+        old = torch.cat([mean[:, None], best, old], dim=1)
+        value, bad = _finite_scores(score, old)
+        failures += bad
+        mean = old[rows, value.argmax(1)]
+    deviation = torch.full((B, H, A), config.spread if proposals is None else config.guided, **options)
     best, best_value = mean, torch.full((B,), -torch.inf, **options)
     for number in range(config.rounds):
         count = max(2 * config.elites, round(config.candidates / config.decay**number))
@@ -158,6 +177,11 @@ def icem(score: PlanScore, actions: Box, config: ICEMConfig, *, memory: Tensor |
         deviation = config.smoothing * deviation + (1 - config.smoothing) * elites.std(1)
         old = elites[:, :kept]
     return Plan(best, torch.cat([mean[:, None], old], dim=1), failures)
+
+
+def _pulled(score: PlanScore, towards: Tensor, pull: float) -> PlanScore:
+    """The score less ``pull`` times the mean squared distance of each action from those of (B, 1, H, A)."""
+    return lambda plans: score(plans) - pull * (plans - towards).square().mean(-1).sum(-1)
 
 
 def _coloured(count: int, H: int, A: int, colour: float, generator: torch.Generator) -> Tensor:

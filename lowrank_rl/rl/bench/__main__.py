@@ -34,8 +34,8 @@ class Options:
     """tiny (seconds: does it run?), quick (minutes), small (hours), or paper (as published)"""
     settings: str = "best"
     """best (ours), or paper (as published)"""
-    methods: tuple[str, ...] = tuple(cases.METHODS)
-    """which methods"""
+    methods: tuple[str, ...] | None = None
+    """which methods: persim, pooled, true-env-mpc, cloned, uniform; by default all that these settings have"""
     datasets: tuple[str, ...] | None = None
     """which logged data: random, pure, pure-eps-20, pure-eps-40; by default random for tiny and quick, all for others"""
     agents: tuple[int, ...] = (1, 2, 3, 4, 5)
@@ -131,8 +131,10 @@ def _cells(options: Options) -> list[Cell]:
     check.known("environment", options.env, cases.ENVIRONMENTS)
     check.known("budget", options.budget, cases.BUDGET_NAMES)
     check.known("settings", options.settings, cases.SETTINGS)
-    for method in options.methods:
-        check.known("method", method, cases.METHODS)
+    known = cases.methods(options.settings, options.env)
+    methods = known if options.methods is None else options.methods
+    for method in methods:
+        check.known(f"method for {options.env} with settings {options.settings}", method, known)
     datasets = options.datasets
     if datasets is None:
         datasets = tuple(cases.BEHAVIOUR) if options.budget in ("small", "paper") else ("random",)
@@ -141,7 +143,7 @@ def _cells(options: Options) -> list[Cell]:
     tests = len(cases.ENVIRONMENTS[options.env].test_agents)
     for agent in options.agents:
         check.known("agent", agent, range(1, tests + 1))
-    for name, values in (("--methods", options.methods), ("--datasets", datasets), ("--agents", options.agents)):
+    for name, values in (("--methods", methods), ("--datasets", datasets), ("--agents", options.agents)):
         if not values:
             raise ValueError(f"{name}: expected at least one, got none; leave it away for all")
     if options.seeds is not None:
@@ -153,7 +155,7 @@ def _cells(options: Options) -> list[Cell]:
     return list(dict.fromkeys(
         Cell(options.env, dataset if cases.METHODS[method].learns else "none", method, agent, seed, options.settings,
              options.budget)
-        for dataset in datasets for method in options.methods for seed in range(seeds)
+        for dataset in datasets for method in methods for seed in range(seeds)
         for agent in options.agents))
 
 

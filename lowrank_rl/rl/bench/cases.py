@@ -13,12 +13,13 @@ from torch import Tensor
 
 from lowrank_rl import check
 from lowrank_rl.rl.behaviour.trained import data_policy
-from lowrank_rl.rl.contracts import DynamicsModel, Environment, Policy
+from lowrank_rl.rl.contracts import DynamicsModel, Environment, EpisodeView, Policy
 from lowrank_rl.rl.envs import cartpole, halfcheetah, mountaincar
 from lowrank_rl.rl.models.ensemble_mean import EnsembleMean
 from lowrank_rl.rl.models.multistep import MultiStep
 from lowrank_rl.rl.models.persim import Exact, PerSim, PerSimConfig
-from lowrank_rl.rl.plan import CEMConfig, ICEMConfig, ShootingConfig, cem, icem, random_shooting
+from lowrank_rl.rl.plan import CEMConfig, ICEMConfig, Proposals, ShootingConfig, cem, icem, random_shooting
+from lowrank_rl.rl.policies.cloned import CloneConfig, Cloned
 from lowrank_rl.rl.policies.mpc import MPC
 from lowrank_rl.rl.policies.uniform import Uniform
 from lowrank_rl.rl.score import Score, cartpole_margin, mountaincar_bonus, total_reward, upright
@@ -37,7 +38,7 @@ SETTINGS = ("best", "paper")
 
 @dataclass(frozen=True)
 class Method:
-    learns: bool       # trains a simulator from a data set
+    learns: bool       # from a data set: a simulator if it plans, otherwise a policy
     plans: bool        # acts by planning in a model
     personal: bool     # knows which agent it deals with
 
@@ -46,6 +47,7 @@ METHODS = {
     "persim": Method(True, True, True),   # PerSim: one simulator per agent by functional tensor completion, then MPC
     "pooled": Method(True, True, False),   # the same ensemble and planner without an agent input
     "true-env-mpc": Method(False, True, True),   # the same planner with the true dynamics
+    "cloned": Method(True, False, True),   # each agent's logged policy, learned from all logs together (``best`` HalfCheetah)
     "uniform": Method(False, False, False),   # uniformly random actions
 }
 
@@ -66,6 +68,10 @@ LEARNING = {
                                           adam=AdamConfig(epochs=12, batch=512, learning_rate=3e-3),
                                           multistep=MultiStep(horizon=25, updates=1600)),
 }
+
+
+# Policies that guide the plans in learned simulators, and act themselves as the method "cloned"
+CLONING = {("best", "halfcheetah"): CloneConfig(angles=(halfcheetah.PITCH,))}
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,11 @@ BUDGETS = {
 BUDGET_NAMES = ("tiny", "quick", "small", "paper")
 
 
+def methods(settings: str, environment: str) -> tuple[str, ...]:
+    """Those that can run."""
+    return tuple(name for name in METHODS if name != "cloned" or (settings, environment) in CLONING)
+
+
 def learning(settings: str, environment: str, budget: Budget) -> PerSimConfig:
     """The settings of training under a budget."""
     config = LEARNING[settings, environment]
@@ -139,8 +150,9 @@ def learning(settings: str, environment: str, budget: Budget) -> PerSimConfig:
     return replace(config, adam=replace(config.adam, epochs=max(1, round(config.adam.epochs * budget.epochs))))
 
 
-def planning_policy(settings: str, environment: Environment, model: DynamicsModel, plan: Planning | None = None) -> MPC:
-    """MPC in a model, learned or true, with the same planner: the settings', or ``plan``."""
+def planning_policy(settings: str, environment: Environment, model: DynamicsModel, guide: Cloned | None = None,
+                    plan: Planning | None = None) -> MPC:
+    """MPC in a model, learned or true, with the same planner: the settings', or ``plan``; a useful guide guides it."""
     check.known("planning", (settings, environment.name), PLANNING)
     plan = plan or PLANNING[settings, environment.name]
     price: Tensor | None = None
@@ -149,4 +161,9 @@ def planning_policy(settings: str, environment: Environment, model: DynamicsMode
     if (settings, environment.name) in FROM_MEAN and model.members > 1:
         model = EnsembleMean(model)
     search = partial(SEARCH[type(plan.planner)], actions=environment.actions, config=plan.planner)
-    return MPC(model, search, SCORES[plan.score](environment), price)
+    proposals = partial(_propose, guide, plan.planner.horizon) if guide and guide.useful else None
+    return MPC(model, search, SCORES[plan.score](environment), price, proposals)
+
+
+def _propose(guide: Cloned, horizon: int, model: DynamicsModel, context: Tensor, view: EpisodeView) -> Proposals:
+    return guide.propose(model, context, view, horizon)

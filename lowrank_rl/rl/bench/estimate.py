@@ -27,7 +27,7 @@ def seconds(cell: Cell, device: str) -> tuple[float, float]:
     logged, acted = TYPICAL[cell.environment]
     acted = min(acted, budget.return_steps or acted)
     training, model = 0.0, None
-    if method.learns:
+    if method.learns and method.plans:
         config = cases.learning(cell.settings, cell.environment, budget)
         model, training = _train_probe(environment, config, device, budget.agents * logged)
     elif method.plans:

@@ -15,7 +15,8 @@ from lowrank_rl.rl.bench.store import Cell, Record
 from lowrank_rl.rl.contracts import Environment
 
 mpl.use("Agg")
-COLORS = {"persim": "#0072b2", "pooled": "#d55e00", "true-env-mpc": "#009e73", "uniform": "#7f7f7f"}   # colour-blind safe
+COLORS = {"persim": "#0072b2", "pooled": "#d55e00", "true-env-mpc": "#009e73", "cloned": "#cc79a7",
+          "uniform": "#7f7f7f"}   # colour-blind safe
 SHOWN = {"halfcheetah": (0, 2, 8, 10)}    # state dimensions of the trajectory picture; elsewhere all
 
 

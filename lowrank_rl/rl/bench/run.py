@@ -25,6 +25,7 @@ from lowrank_rl.rl.bench.store import Cell, Record
 from lowrank_rl.rl.contracts import DynamicsModel
 from lowrank_rl.rl.models.persim import PerSim, PerSimConfig, fit_persim
 from lowrank_rl.rl.models.true_env import TrueEnv
+from lowrank_rl.rl.policies.cloned import Cloned, fit_cloned
 from lowrank_rl.rl.policies.uniform import Uniform
 
 Say = Callable[[str, float], None]     # what is being done, and the share done
@@ -44,6 +45,23 @@ def model_path(out: Path, cell: Cell) -> Path:
     return out / "models" / f"{cell.environment}-{cell.dataset}-{cell.method}-seed{cell.seed}-{digest}.safetensors"
 
 
+def policy_path(out: Path, cell: Cell) -> Path:
+    """Of the policy cloned from a cell's data, named like its model."""
+    config = asdict(cases.CLONING[cell.settings, cell.environment])
+    digest = hashlib.blake2b(json.dumps([config, data_path(out, cell).name]).encode(), digest_size=4).hexdigest()
+    who = "all" if cases.METHODS[cell.method].personal else cell.method
+    return out / "models" / f"{cell.environment}-{cell.dataset}-cloned-{who}-seed{cell.seed}-{digest}.safetensors"
+
+
+def _simulates(cell: Cell) -> bool:
+    method = cases.METHODS[cell.method]
+    return method.learns and method.plans
+
+
+def _clones(cell: Cell) -> bool:
+    return cases.METHODS[cell.method].learns and (cell.settings, cell.environment) in cases.CLONING
+
+
 def _loggers(cell: Cell) -> str:
     """Which trained policies logged the data; nothing for random data."""
     return "" if cell.dataset == "random" else fingerprint(cases.ENVIRONMENTS[cell.environment], test=False)
@@ -61,11 +79,16 @@ def check_files(out: Path, cells: Iterable[Cell]) -> None:
         ValueError: a corrupt or foreign data set, model or trace.
     """
     for cell in cells:
+        parts: list[tuple[Path, Callable]] = []
         if cases.METHODS[cell.method].learns:
-            for path, load in ((data_path(out, cell), load_data), (model_path(out, cell), load_model),
-                               (trace_path(out, cell), load_trace)):
-                if path.exists():
-                    load(out, cell)
+            parts.append((data_path(out, cell), load_data))
+        if _simulates(cell):
+            parts += [(model_path(out, cell), load_model), (trace_path(out, cell), load_trace)]
+        if _clones(cell):
+            parts.append((policy_path(out, cell), load_policy))
+        for path, load in parts:
+            if path.exists():
+                load(out, cell)
 
 
 @lru_cache(maxsize=4)
@@ -100,6 +123,21 @@ def load_model(out: Path, cell: Cell) -> PerSim:
     return model
 
 
+def load_policy(out: Path, cell: Cell) -> Cloned:
+    """The cloned policy of a cell.
+
+    Raises:
+        ValueError: missing, corrupt, or another one than the cell's.
+    """
+    path, budget = policy_path(out, cell), cases.BUDGETS[cell.budget, cell.environment]
+    policy = Cloned.load(path)
+    wanted = (cases.ENVIRONMENTS[cell.environment].actions.size, budget.agents, cases.METHODS[cell.method].personal)
+    got = (policy.cp.outputs, len(policy.rows), policy.personal)
+    if got != wanted:
+        raise ValueError(f"{path}: expected a policy of {wanted} (actions, agents, personal), got {got}; remove it")
+    return policy
+
+
 def load_trace(out: Path, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
     """One test episode's true states (steps, D) and each member's predictions (M, steps, D).
 
@@ -130,7 +168,30 @@ def make_data(out: Path, cell: Cell, say: Say) -> None:
 
 
 def train(out: Path, cell: Cell, device: str, say: Say) -> None:
-    """Train the simulator of a cell (shared by all its agents), unless it is there; resumes where it was killed."""
+    """Train what a cell needs and shares with all its agents: simulators, a cloned policy, or both."""
+    if _clones(cell):
+        _clone(out, cell, say)
+    if _simulates(cell):
+        _train_simulators(out, cell, device, say)
+
+
+def _clone(out: Path, cell: Cell, say: Say) -> None:
+    """Clone the policies that logged a cell's data, unless that is done: less than a minute."""
+    path, method = policy_path(out, cell), cases.METHODS[cell.method]
+    if path.exists():
+        load_policy(out, cell)
+        return
+    environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
+    say("cloning the policies of the logs", 0.0)
+    policy = fit_cloned(load_data(out, cell).transitions(), budget.agents, environment.actions,
+                        cases.CLONING[cell.settings, cell.environment],
+                        seed=rng.integer(cell.seed, cell.environment, "cloned"), personal=method.personal)
+    check.writable_folder(path.parent)
+    policy.save(path)
+
+
+def _train_simulators(out: Path, cell: Cell, device: str, say: Say) -> None:
+    """Train the simulators of a cell, unless they are there; resumes where it was killed."""
     path = model_path(out, cell)
     if path.exists():
         load_model(out, cell)
@@ -162,7 +223,10 @@ def settings_of(cell: Cell) -> dict:
     if method.learns:
         tested = fingerprint(cases.ENVIRONMENTS[cell.environment], test=True)
         settings["policies"] = {"logged": _loggers(cell), "tested": tested}
+    if _simulates(cell):
         settings["learning"] = asdict(cases.learning(cell.settings, cell.environment, budget))
+    if _clones(cell):
+        settings["cloning"] = asdict(cases.CLONING[cell.settings, cell.environment])
     if method.plans:
         settings["planning"] = asdict(cases.PLANNING[cell.settings, cell.environment])
         if (cell.settings, cell.environment) in cases.FROM_MEAN:
@@ -192,7 +256,8 @@ def run_cell(out: Path, cell: Cell, device: str, say: Say) -> Record:
     number = cell.agent - 1
     model: DynamicsModel | None = None
     results: dict = {}
-    if method.learns:
+    guide = load_policy(out, cell) if _clones(cell) else None
+    if _simulates(cell):
         model = load_model(out, cell)
         model.module.to(device)
         say("prediction error", 0.0)
@@ -204,7 +269,9 @@ def run_cell(out: Path, cell: Cell, device: str, say: Say) -> Record:
                     "training": {**model.cp.history_[-1], "stopped": model.cp.stopped_}}
     elif method.plans:
         model = TrueEnv(environment, covariates)
-    policy = cases.planning_policy(cell.settings, environment, model) if model else Uniform(environment.actions)
+    policy = guide or Uniform(environment.actions)
+    if model:
+        policy = cases.planning_policy(cell.settings, environment, model, guide)
     totals, episodes = evaluate.returns(environment, policy, covariates, [number], episodes=budget.return_episodes,
                                         seed=cell.seed, max_steps=budget.return_steps,
                                         progress=lambda t, limit: say(f"acting, step {t}", t / limit))

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowrank_rl.rl.inputs import Inputs, see
 from lowrank_rl.rl.models.contacts import Contacts, stop_each
-from lowrank_rl.rl.models.inputs import Inputs, see
 from lowrank_rl.rl.models.lanes import ROWS, layer
 from lowrank_rl.tensor.solvers.compiled import compiled
 

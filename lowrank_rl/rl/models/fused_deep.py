@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from lowrank_rl.nets import Mlp
+from lowrank_rl.rl.inputs import Inputs
 from lowrank_rl.rl.models import fused_bfloat16
 from lowrank_rl.rl.models.contacts import Contacts
-from lowrank_rl.rl.models.inputs import Inputs
 
 ROWS = 512     # whose hidden layers stay in a CPU's cache
 

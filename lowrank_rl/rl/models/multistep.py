@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowrank_rl import check
 from lowrank_rl.rl.contracts import Transitions
-from lowrank_rl.rl.models.inputs import Inputs
+from lowrank_rl.rl.inputs import Inputs
 from lowrank_rl.tensor.functional import FunctionalModule
 from lowrank_rl.tensor.functional_checkpoint import Checkpoint, load_moments, moments, named, part
 

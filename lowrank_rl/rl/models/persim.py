@@ -15,13 +15,14 @@ from torch import Tensor
 
 from lowrank_rl import check, rng
 from lowrank_rl.nets import Mlp
+from lowrank_rl.rl import inputs
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
-from lowrank_rl.rl.models import contacts, inputs
+from lowrank_rl.rl.inputs import Inputs
+from lowrank_rl.rl.models import contacts
 from lowrank_rl.rl.models.contacts import Contacts
 from lowrank_rl.rl.models.fused import WIDEST, rollout_network
 from lowrank_rl.rl.models.fused_basis import REACH, fusible, rollout_basis
 from lowrank_rl.rl.models.fused_deep import outputs, rollout_deep
-from lowrank_rl.rl.models.inputs import Inputs
 from lowrank_rl.rl.models.multistep import MultiStep, fit_multistep
 from lowrank_rl.rl.unroll import rollout
 from lowrank_rl.tensor import AdamConfig, ALSConfig, Categorical, FunctionalCP, Neural, Polynomial, Spline, io

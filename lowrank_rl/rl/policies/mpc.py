@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lowrank_rl.rl.contracts import DynamicsModel, EpisodeView
-from lowrank_rl.rl.plan import Plan
+from lowrank_rl.rl.plan import Plan, Proposals
 from lowrank_rl.rl.score import Score
 from lowrank_rl.threads import side_by_side, torch_threads
 
@@ -24,11 +24,12 @@ class MPC:
         score: of a predicted trajectory; averaged over the members.
         price: (D,) what a unit of the members' standard deviation costs, per dimension and step; None: nothing.
             A plan that leaves the data, where members disagree, then has to be worth it.
+        guide: proposes plans to a planner that takes them, from (model, context, view).
     """
 
     def __init__(self, model: DynamicsModel, planner: Callable[..., Plan], score: Score,
-                 price: Tensor | None = None) -> None:
-        self.model, self.planner, self.score, self.price = model, planner, score, price
+                 price: Tensor | None = None, guide: Callable[..., Proposals] | None = None) -> None:
+        self.model, self.planner, self.score, self.price, self.guide = model, planner, score, price, guide
         self.non_finite = 0                      # candidate scores that were NaN or Inf so far
         self._memory: Tensor | None = None       # (episodes, H, A) the last plans
         self._episodes = 0
@@ -41,8 +42,9 @@ class MPC:
         context = self.model.context(view)
         memory = None if self._memory is None else self._memory[view.episode]
         with torch_threads(1) as threads:
+            more = {"proposals": self.guide(self.model, context, view)} if self.guide else {}
             plan = self.planner(lambda plans: self.values(context, view.state, plans, threads), memory=memory,
-                                generators=generators)
+                                generators=generators, **more)
         if self._memory is None:
             self._memory = plan.memory.new_zeros((self._episodes, *plan.memory.shape[1:]))
         self._memory[view.episode] = plan.memory

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from lowrank_rl.nets import Mlp
-from lowrank_rl.rl.models import contacts, fused_bfloat16, inputs
+from lowrank_rl.rl import inputs
+from lowrank_rl.rl.models import contacts, fused_bfloat16
 from lowrank_rl.rl.models.contacts import Contacts
 from lowrank_rl.rl.models.fused_bfloat16 import BLOCK
 from lowrank_rl.rl.models.fused_deep import ROWS, outputs, rollout_deep

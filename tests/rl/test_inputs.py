@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_rl.rl.models import inputs
+from lowrank_rl.rl import inputs
 
 STATES = torch.tensor([[1.0, 0.0, -5.0], [2.0, math.pi / 2, 5.0]], dtype=torch.float64)
 
