@@ -44,7 +44,12 @@ def upright(environment: Environment, weight: float) -> Score:
 
     A cheetah that falls forward moves fast for a second and then lies on its back, farther ahead than plans look.
     The environment needs a state called pitch, in radians.
+
+    Raises:
+        ValueError: it has none.
     """
+    if "pitch" not in environment.state_names:
+        raise ValueError(f"upright: expected a state called pitch, got {environment.state_names}; use total_reward")
     reward, pitch = total_reward(environment), environment.state_names.index("pitch")
 
     def score(states: Tensor, actions: Tensor) -> Tensor:

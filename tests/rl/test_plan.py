@@ -9,7 +9,7 @@ import torch
 from scipy.stats import truncnorm
 
 from lowrank_rl.rl.contracts import Box, Discrete
-from lowrank_rl.rl.plan import CEMConfig, ICEMConfig, ShootingConfig, cem, icem, random_shooting
+from lowrank_rl.rl.plan import CEMConfig, ICEMConfig, Proposals, ShootingConfig, cem, icem, random_shooting
 from lowrank_rl.rng import stream
 
 BOX = Box(-1.0, 1.0, 2)
@@ -220,6 +220,31 @@ def test_icem_noise_has_the_colour_asked_for(horizon, colour):
     assert abs((noise[..., 0] * noise[..., 1]).mean()) < 0.02              # joints are independent
 
 
+def test_icem_stays_near_the_best_proposal():
+    """By hand: the search starts from that proposal, and a quadratic hill with a quadratic pull peaks in between."""
+    target = torch.full((1, 3, 2), 0.8, dtype=torch.float64)
+    offered = torch.stack([torch.full((3, 2), x, dtype=torch.float64) for x in (-0.9, 0.4, 0.0)])[None]
+    config = ICEMConfig(horizon=3, candidates=300, elites=20, rounds=15, guided=0.1)
+    spy = Spy(near(target[:, None]))
+    plan = icem(spy, BOX, config, memory=None, generators=streams(1), proposals=Proposals(offered, 0.0))
+    assert torch.equal(spy.plans[0], offered)
+    first = spy.plans[2][0, :300]                       # after the proposals, and those beside what is remembered
+    assert abs(first.mean() - 0.4) < 0.02
+    assert first.std() == pytest.approx(0.1, abs=0.02)
+    torch.testing.assert_close(plan.actions, target, atol=0.05, rtol=0)
+    # each component costs (a - 0.8)^2 and, as its share of the pull, (a - 0.4)^2: the middle is best
+    pulled = icem(Spy(near(target[:, None])), BOX, config, memory=None, generators=streams(1),
+                  proposals=Proposals(offered, 2.0))
+    torch.testing.assert_close(pulled.actions, torch.full((1, 3, 2), 0.6, dtype=torch.float64), atol=0.05, rtol=0)
+
+
+def test_a_pulled_plan_is_the_proposal_itself_where_nothing_else_pays():
+    offered = torch.tensor([0.3, -0.2], dtype=torch.float64).expand(2, 1, 3, 2)
+    plan = icem(flat, BOX, ICEMConfig(horizon=3, candidates=50), memory=None, generators=streams(2),
+                proposals=Proposals(offered, 1.0))
+    assert torch.equal(plan.actions, offered[:, 0])
+
+
 # ---- all
 
 
@@ -290,6 +315,7 @@ def test_same_generators_same_plans(search):
     (ICEMConfig, {"decay": 0.5}, "decay: expected a number >= 1, got 0.5"),
     (ICEMConfig, {"colour": math.nan}, "colour: expected"),
     (ICEMConfig, {"spread": 0.0}, "spread: expected"),
+    (ICEMConfig, {"guided": 0.0}, "guided: expected"),
 ])
 def test_impossible_settings_are_refused(config, wrong, text):
     with pytest.raises(ValueError, match=text):

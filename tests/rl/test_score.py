@@ -1,12 +1,13 @@
 """Planning scores of trajectories whose worth can be counted by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from lowrank_rl.rl.envs import cartpole, mountaincar
-from lowrank_rl.rl.score import cartpole_margin, mountaincar_bonus, total_reward
+from lowrank_rl.rl.score import cartpole_margin, mountaincar_bonus, total_reward, upright
 
 
 def poles(*angles):
@@ -43,6 +44,16 @@ def test_the_cartpole_margin_breaks_ties_and_nothing_else():
     assert worth == pytest.approx([3, 3 - 0.05 / 4, 3 - 3 * 0.05 / 4, 2])
     assert cartpole_margin(poles(0, 0, 0.3, math.nan), still(middle)) == 1
     assert cartpole_margin(poles(0, 0, math.nan, 0.3), still(middle)).isnan()
+
+
+def test_a_turned_body_costs_its_weight():
+    """A right angle once, upside down twice, whole turns nothing; the first state is a fact."""
+    body = replace(mountaincar.ENVIRONMENT, state_names=("speed", "pitch"), reward=lambda s, a, n: n[..., 0],
+                   ended=lambda s: torch.zeros_like(s[..., 0], dtype=torch.bool))
+    states = torch.tensor([[0, math.pi], [3, 0], [3, math.pi / 2], [3, -math.pi], [3, 6 * math.pi]], dtype=torch.float64)
+    assert float(upright(body, 0.5)(states, still(states))) == pytest.approx(12 - 0.5 * (1 + 2))
+    with pytest.raises(ValueError, match="upright: expected a state called pitch"):
+        upright(mountaincar.ENVIRONMENT, 1.0)
 
 
 @pytest.mark.parametrize(("positions", "velocity", "worth"), [

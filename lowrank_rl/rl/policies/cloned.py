@@ -7,6 +7,7 @@ they are found and left out. A planner that never saw a state of its own making 
 policy; if the logs are random there is nothing to clone, and ``pull`` says so.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
@@ -57,6 +58,7 @@ class Cloned:
                  loyalty: float, skills: Tensor) -> None:
         self.cp, self.module, self.personal, self.inputs, self.actions = cp, cp.module_, personal, seen, actions
         self.share, self.variance, self.loyalty, self.skills = share, variance, loyalty, skills
+        self._network = deepcopy(self.module.modes[STATE]).double()
 
     @property
     def rows(self) -> Tensor:
@@ -80,23 +82,29 @@ class Cloned:
         check.within("agent", agent, len(self.rows))
 
     def act(self, view: EpisodeView, *, generators: list[torch.Generator]) -> Tensor:
-        return self.choose(self._row(view.agent), view.state).double()
+        return self.choose(self._row(view.agent), view.state)
 
     @torch.no_grad()
     def choose(self, row: Tensor, state: Tensor) -> Tensor:
         """Actions (B, A) of pilots (B, R) in states (B, D)."""
+        # summed in float64 and rounded, since the last bits of a matrix product depend on how many rows it has
         module = self.module
-        action = (module.factor(STATE, self.inputs(state))[0] @ row.unsqueeze(-1)).squeeze(-1)
-        return (module.center + module.scale * action).clamp(self.actions.low, self.actions.high)
+        seen = (self.inputs(state.double()) - module.center1) / module.scale1
+        factor = self._network(seen[None])[0].unflatten(-1, (module.outputs, module.rank))
+        action = module.center + module.scale * (factor * row.double().unsqueeze(-2)).sum(-1)
+        return action.float().double().clamp(self.actions.low, self.actions.high)
 
     def propose(self, model: DynamicsModel, context: Tensor, view: EpisodeView, horizon: int) -> Proposals:
-        """Plans of the agent's own pilot and of each skill, flown in ``model`` from its members' mean state."""
+        """Plans of the agent's own pilot and of each skill, flown in ``model`` from its members' mean state.
+
+        Their last bits depend on how many rows there are, as far as those of ``model.predict`` do.
+        """
         B, S = len(view.agent), len(self.skills)
         row = torch.cat([self._row(view.agent)[:, None], self.skills.expand(B, -1, -1)], dim=1).flatten(0, 1)
         context = context.repeat_interleave(1 + S, dim=1)
         state, plan = view.state.repeat_interleave(1 + S, dim=0).expand(model.members, -1, -1), []
         for _ in range(horizon):
-            plan.append(self.choose(row, state.mean(0)).double())
+            plan.append(self.choose(row, state.mean(0)))
             state = model.predict(context, state, plan[-1])
         return Proposals(torch.stack(plan, dim=1).unflatten(0, (B, 1 + S)), self.pull)
 

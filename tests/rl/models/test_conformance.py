@@ -28,7 +28,7 @@ class Case:
     close: float = 1e-12       # how well two ways to the same number agree
 
 
-def persim(actions, dims, personal, hidden=(8,), exact=None):
+def persim(actions, dims, personal, hidden=(8,), exact=None, **options):
     draw = stream(0, "conformance", dims)
     count = 200
     agent = torch.arange(count) % AGENTS
@@ -37,7 +37,7 @@ def persim(actions, dims, personal, hidden=(8,), exact=None):
     change = 0.3 * (1 + agent[:, None]) * state.sin() + action.double().sum(1, keepdim=True)
     data = Transitions(agent, state, action, state + 0.1 * change)
     config = PerSimConfig(rank=3, members=3, state_hidden=hidden, action_hidden=(8,), adam=AdamConfig(epochs=3, batch=20),
-                          exact=exact and Exact(exact, ALSConfig(sweeps=3)))
+                          exact=exact and Exact(exact, ALSConfig(sweeps=3)), **options)
     return Case(fit_persim(data, AGENTS, actions, config, seed=0, personal=personal), actions, state[:B], 2e-5)
 
 
@@ -67,6 +67,8 @@ CASES = {
     "pooled-discrete-spline": lambda: persim(Discrete(3), 2, False, exact=Spline(2, 4)),
     "persim-continuous": lambda: persim(Box(-1.0, 1.0, 2), 3, True),
     "persim-continuous-deep": lambda: persim(Box(-1.0, 1.0, 2), 3, True, hidden=(8, 8, 8)),
+    "persim-discrete-angle": lambda: persim(Discrete(3), 2, True, angles=(1,)),
+    "persim-continuous-angle": lambda: persim(Box(-1.0, 1.0, 2), 3, True, hidden=(8, 8), angles=(2, 0), activation="silu"),
     "pooled-discrete": lambda: persim(Discrete(3), 2, False),
     "pooled-continuous": lambda: persim(Box(-1.0, 1.0, 2), 3, False),
     "true-mountaincar": lambda: true_env(mountaincar.ENVIRONMENT),

@@ -10,11 +10,12 @@ import torch
 from stand_ins import network
 
 from lowrank_rl.rl.behaviour import trained
-from lowrank_rl.rl.contracts import Box, Discrete, Environment, EpisodeView, Policy
+from lowrank_rl.rl.contracts import Box, Discrete, Environment, EpisodeView, Policy, Transitions
 from lowrank_rl.rl.data import collect
 from lowrank_rl.rl.envs import cartpole, mountaincar
 from lowrank_rl.rl.models.true_env import TrueEnv
-from lowrank_rl.rl.plan import CEMConfig, ShootingConfig, cem, random_shooting
+from lowrank_rl.rl.plan import CEMConfig, ICEMConfig, ShootingConfig, cem, icem, random_shooting
+from lowrank_rl.rl.policies.cloned import CloneConfig, fit_cloned
 from lowrank_rl.rl.policies.mpc import MPC
 from lowrank_rl.rl.policies.uniform import Uniform
 from lowrank_rl.rl.score import mountaincar_bonus, total_reward
@@ -53,6 +54,21 @@ def puck_players(explore):
     return trained.Trained(networks, torch.tensor([0, 2, 1, 0, 2]), PUCK.actions, explore)
 
 
+def cloned_puck():
+    """Of logs of two kinds of pilots."""
+    agent, draw = torch.arange(600) % 5, stream(0, "pucks")
+    state = torch.rand((600, 2), generator=draw, dtype=torch.float64) - 0.5
+    action = (5 * state[:, :1] + torch.arange(6) + 2.0 * (agent % 2)[:, None]).sin()
+    logged = Transitions(agent, state, action, state)
+    return fit_cloned(logged, 5, PUCK.actions, CloneConfig(rank=4, hidden=(16,), epochs=400, skills=2), seed=0)
+
+
+def guided():
+    cloned = cloned_puck()
+    planner = partial(icem, actions=PUCK.actions, config=ICEMConfig(horizon=4, candidates=20, elites=5, rounds=2))
+    return MPC(TrueEnv(PUCK, covariates(PUCK)), planner, total_reward(PUCK), guide=partial(cloned.propose, horizon=4))
+
+
 @dataclass(frozen=True)
 class Case:
     environment: Environment
@@ -65,6 +81,9 @@ CASES = {
     "mpc-shooting": Case(CAR, lambda: mpc(CAR, random_shooting, ShootingConfig(horizon=6, candidates=20), mountaincar_bonus)),
     "mpc-shooting-sticky": Case(POLE, lambda: mpc(POLE, random_shooting, ShootingConfig(8, 9, (0.0, 0.9)), total_reward(POLE))),
     "mpc-cem": Case(PUCK, lambda: mpc(PUCK, cem, CEMConfig(horizon=4, candidates=20, elites=5, rounds=2), total_reward(PUCK))),
+    "mpc-icem": Case(PUCK, lambda: mpc(PUCK, icem, ICEMConfig(4, candidates=20, elites=5, rounds=2), total_reward(PUCK))),
+    "mpc-guided": Case(PUCK, guided),
+    "cloned": Case(PUCK, cloned_puck),
     "trained-for-data": Case(POLE, lambda: trained.data_policy(POLE, covariates(POLE), share=0.2)),
     "trained-for-tests": Case(CAR, lambda: trained.tester(CAR, len(CAR.test_agents))),
     "trained-box": Case(PUCK, lambda: puck_players(0.0)),
