@@ -33,15 +33,21 @@ def variants(name: str) -> dict[str, PerSimConfig]:
     """Settings by what is changed from the first."""
     best, paper = cases.LEARNING["best", name], cases.LEARNING["paper", name]
     if name == "halfcheetah":
-        base = replace(best, members=1, adam=replace(best.adam, epochs=15))
+        base = replace(best, members=1, adam=replace(best.adam, epochs=6), multistep=replace(best.multistep, updates=400))
+        one_step = replace(base, adam=replace(best.adam, epochs=12), multistep=None)
         return {
-            "best, one member, 15 epochs": base,
-            "paper's start of rows and rate": replace(paper, members=1, adam=replace(paper.adam, epochs=15)),
-            "two members": replace(base, members=2),
-            "rate 1e-3": replace(base, adam=replace(base.adam, learning_rate=1e-3)),
-            "batch 256": replace(base, adam=replace(base.adam, batch=256)),
-            "2 x 512": replace(base, state_hidden=(512,) * 2),
-            "2 x 256": replace(base, state_hidden=(256,) * 2),
+            "best, one member, 6 epochs and 400 updates": base,
+            "three members": replace(base, members=3),
+            "12 epochs of one-step training alone": one_step,
+            "that with raw angles": replace(one_step, angles=()),
+            "that and ReLU": replace(one_step, angles=(), activation="relu"),
+            "that and 4 x 256, as the paper's": replace(one_step, angles=(), activation="relu", state_hidden=(256,) * 4,
+                                                        action_hidden=(256,) * 2),
+            "horizon 10": replace(base, multistep=replace(base.multistep, horizon=10, updates=1000)),
+            "horizon 50": replace(base, multistep=replace(base.multistep, horizon=50, updates=200)),
+            "4 x 256": replace(base, state_hidden=(256,) * 4),
+            "2 x 128": replace(base, state_hidden=(128,) * 2),
+            "inputs beyond the data": replace(base, inside=False),
             **{f"rank {rank}": replace(base, rank=rank) for rank in RANKS if rank != base.rank},
         }
     solver = best.exact.solver

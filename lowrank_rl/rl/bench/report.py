@@ -51,9 +51,11 @@ def footnotes(environment: Environment, cells: Iterable[Cell], records: dict[Cel
     if have:
         first = have[0]
         budget = first.config["budget"]
-        lines.append(f"Budget {first.cell.budget}, settings {first.cell.settings}: {len({r.cell.seed for r in have})} seed(s), "
-                     f"{budget['agents']} agents, {budget['members']} members, {budget['return_episodes']} episodes per "
-                     f"agent and seed for returns, {budget['error_episodes']} for errors. ± is the standard deviation (n - 1) "
+        members = sorted({r.config["learning"]["members"] for r in have if "learning" in r.config})
+        ensembles = f"{' or '.join(map(str, members))} member(s), " if members else ""
+        lines.append(f"Budget {first.cell.budget}, settings {first.cell.settings}: {_seeds(have)}, "
+                     f"{budget['agents']} agents, {ensembles}{budget['return_episodes']} episodes per agent and seed for "
+                     f"returns, {budget['error_episodes']} for errors. ± is the standard deviation (n - 1) "
                      "over seeds, as the paper's over 5 repeats; over episodes where there is one seed or nothing to train, "
                      "as the paper's for True env+MPC must be.")
         if budget["return_steps"]:
@@ -73,6 +75,15 @@ def footnotes(environment: Environment, cells: Iterable[Cell], records: dict[Cel
     if missing:
         lines.append(f"Not run yet: {len(missing)} of {len(cells)} cells; the same command goes on with them.")
     return "\n\n".join(lines)
+
+
+def _seeds(records: list[Record]) -> str:
+    """How many there are, by data set where they differ."""
+    found = {dataset: len({r.cell.seed for r in records if r.cell.dataset == dataset})
+             for dataset in dict.fromkeys(r.cell.dataset for r in records if r.cell.dataset != "none")}
+    if len(set(found.values())) > 1:
+        return ", ".join(f"{count} seed(s) of {dataset}" for dataset, count in found.items())
+    return f"{len({r.cell.seed for r in records})} seed(s)"
 
 
 def _beside_the_paper(title: str, metric: str, environment: Environment, cells: list[Cell],

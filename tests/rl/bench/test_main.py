@@ -24,7 +24,7 @@ from lowrank_rl.rl.bench.store import Cell, Store, locked
 ROOT = Path(__file__).parents[3]
 PICTURES = ("trajectories", "error", "latent", "returns")
 ALL = [Cell(name, "random" if cases.METHODS[method].learns else "none", method, agent, 0, "best", "tiny")
-       for name, method, agent in product(("mountaincar", "cartpole"), cases.METHODS, range(1, 6))]
+       for name in ("mountaincar", "cartpole") for method, agent in product(cases.methods("best", name), range(1, 6))]
 
 pytestmark = pytest.mark.slow
 
@@ -111,6 +111,35 @@ def test_data_of_trained_policies(no_pictures, tmp_path, capsys):
     assert -500 < found["pure-eps-40"] < found["pure"] < -40
     assert bench.main([*words, "--list"]) == 0
     assert capsys.readouterr().out.count("done  ") >= 2
+
+
+@pytest.mark.mujoco
+def test_cloned_policies_act_and_guide_plans(no_pictures, tmp_path, capsys):
+    words = command("halfcheetah", tmp_path, "--methods", "persim", "cloned", "--agents", "1", datasets=("pure",))
+    assert bench.main(words) == 0
+    persim, cloned = Store(tmp_path).load().values()
+    assert (persim.cell.method, cloned.cell.method) == ("persim", "cloned")
+    assert {"learning", "planning", "cloning"} <= set(persim.config)
+    assert not {"learning", "planning"} & set(cloned.config)
+    assert persim.config["cloning"] == cloned.config["cloning"]
+    assert cloned.rmse is None
+    assert persim.returns != cloned.returns
+    policy, = (tmp_path / "models").glob("*cloned*")             # one for both
+    kept = policy.read_bytes()
+    capsys.readouterr()
+    (tmp_path / "records.jsonl").unlink()
+    policy.write_bytes(kept[:1000])
+    assert bench.main(words) == 2
+    assert policy.name in capsys.readouterr().err
+    policy.write_bytes(kept)
+    assert bench.main(words) == 0
+    assert [comparable(r) for r in Store(tmp_path).load().values()] == [comparable(r) for r in (persim, cloned)]
+
+
+def test_a_method_that_the_settings_lack_is_refused(tmp_path, capsys):
+    for words in (("--env", "halfcheetah", "--settings", "paper"), ("--env", "cartpole")):
+        assert bench.main([*words, "--budget", "tiny", "--methods", "cloned", "--out", str(tmp_path)]) == 2
+        assert "known: persim, pooled, true-env-mpc, uniform" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("environment", ["mountaincar", "cartpole"])

@@ -10,7 +10,8 @@ from lowrank_rl.rl.bench import cases, report
 from lowrank_rl.rl.bench.store import Cell, Record, Store
 
 CAR = cases.ENVIRONMENTS["mountaincar"]
-CONFIG = {"budget": {"agents": 500, "members": 5, "return_episodes": 3, "error_episodes": 50, "return_steps": None}}
+CONFIG = {"budget": {"agents": 500, "members": 9, "return_episodes": 3, "error_episodes": 50, "return_steps": None},
+          "learning": {"members": 5}}
 
 
 def cell(method="persim", agent=1, seed=0, *, dataset=None, environment="mountaincar", budget="quick", settings="best"):
@@ -200,8 +201,11 @@ def test_footnotes_tell_what_stands_behind_the_numbers():
     mine = [cell(seed=0), cell(seed=1)]
     records = {c: done(c, [-50.0], non_finite=2) for c in mine}
     notes = report.footnotes(CAR, mine, records)
-    assert "2 seed(s), 500 agents, 5 members, 3 episodes per agent and seed for returns, 50 for errors" in notes
+    assert "2 seed(s), 500 agents, 5 member(s), 3 episodes per agent and seed for returns, 50 for errors" in notes
     assert "4 candidate plans scored NaN or Inf" in notes
+    other = cell(dataset="pure")
+    assert "best: 2 seed(s) of random, 1 seed(s) of pure, 500 agents" in report.footnotes(
+        CAR, [*mine, other], records | {other: done(other, [-50.0])})
     assert "trajectories of our trained test policy; the paper's was another" in notes
     assert "Commit abc; torch 2; cpu." in notes
     assert "of the first" not in notes
