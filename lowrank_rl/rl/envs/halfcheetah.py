@@ -36,6 +36,8 @@ NQ = NV = 9               # positions and velocities of the simulator
 PITCH = 2                 # of the state: how far the body is turned; it grows without end as the cheetah rolls
 BOUNDS = (-math.inf,) * 18, (math.inf,) * 18    # of the state
 
+DISTANCE = 3.5            # m, of the camera from the body
+
 _ROWS = 2048              # simulated per call, which bounds the memory of the substeps
 _STARTED = 1.0            # s, the clock at the start: MuJoCo restarts a diverged simulation, and its clock, at 0
 _LOCK = threading.Lock()  # MuJoCo's warning hook is shared by the process
@@ -140,7 +142,9 @@ class MujocoSimulator:
         """Raises RuntimeError where OpenGL has no screen to draw to."""
         if self._renderer is None:
             self._renderer = _renderer()
-        self._renderer.update_scene(self._data, camera="track")
+        camera = mujoco.MjvCamera()      # the model's own loses a body that jumps
+        camera.lookat[:], camera.distance, camera.azimuth, camera.elevation = self._data.xpos[1], DISTANCE, 90, -8
+        self._renderer.update_scene(self._data, camera=camera)
         return self._renderer.render().copy()
 
 

@@ -224,6 +224,24 @@ def test_exact_simulators_know_their_gravity():
     assert max(unexplained(model, logged(1))) < 0.02
 
 
+@pytest.mark.parametrize("actions", [DISCRETE, BOX])
+def test_a_network_that_sees_angles_knows_no_turns(tmp_path, actions):
+    """Nor does it once it is saved; a number beyond the data is as good as the nearest of them."""
+    steps, config = data(actions), replace(SMALL, angles=(1,), activation="silu")
+    model = fit(steps, actions, config)
+    turned = replace(steps, state=steps.state + torch.tensor([0.0, 4 * math.pi]))
+    far, edge = (replace(steps, state=torch.cat([x.expand(len(steps.state), 1), steps.state[:, 1:]], dim=1))
+                 for x in (torch.tensor([[1e6]]), steps.state[:, :1].max()))
+    model.save(tmp_path / "model")
+    for found in (model, PerSim.load(tmp_path / "model")):
+        for a, b in ((turned, steps), (far, edge)):
+            torch.testing.assert_close(predict(found, a) - a.state, predict(found, b) - b.state, atol=1e-4, rtol=0)
+        assert torch.equal(predict(found, steps), predict(model, steps))
+    free = fit(steps, actions, replace(config, inside=False, angles=()))
+    assert not torch.allclose(predict(free, far) - far.state, predict(free, edge) - edge.state, atol=1)
+    assert not torch.allclose(predict(free, turned) - turned.state, predict(free, steps) - steps.state, atol=0.1)
+
+
 def test_exact_solves_need_discrete_actions():
     with pytest.raises(ValueError, match="exact: expected None where actions are continuous"):
         fit(actions=BOX, config=replace(SMALL, exact=EXACT.exact))
