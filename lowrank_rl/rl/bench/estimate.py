@@ -17,6 +17,7 @@ from lowrank_rl.tensor import ALSConfig
 # steps of a random trajectory and of a test episode, for the estimate only (paper, Table 5; ours)
 TYPICAL = {"mountaincar": (500, 150), "cartpole": (23, 200), "halfcheetah": (1000, 1000)}
 PROBE_BATCHES = 8
+PROBE_UPDATES = 3
 PROBE_ENTRIES = 30_000     # of exact solves, part of whose cost does not grow with the entries
 
 
@@ -41,16 +42,21 @@ def _train_probe(environment: Environment, config: cases.PerSimConfig, device: s
     """A simulator trained a little on noise, and the seconds that its whole training on so many transitions would take."""
     generator = rng.stream(0, "probe")
     count = min(transitions, PROBE_ENTRIES) if config.exact else PROBE_BATCHES * config.adam.batch
-    noise = Transitions(torch.arange(count) % 5, torch.randn(count, len(environment.state_names), generator=generator),
-                        environment.actions.sample((count,), generator=generator),
-                        torch.randn(count, len(environment.state_names), generator=generator))
+    states = torch.randn(count + 1, len(environment.state_names), generator=generator)
+    noise = Transitions(torch.arange(count) * 5 // count, states[:-1],      # five agents, one after the other
+                        environment.actions.sample((count,), generator=generator), states[1:])
     if config.exact:
         once, passes = replace(config, exact=replace(config.exact, solver=ALSConfig(sweeps=3))), config.exact.solver.sweeps
     else:
         once, passes = replace(config, adam=replace(config.adam, epochs=3)), config.adam.epochs
+    if config.multistep:
+        once = replace(once, multistep=replace(config.multistep, updates=PROBE_UPDATES))
     entries: list[dict] = []
     model = fit_persim(noise, 5, environment.actions, once, seed=0, device=device, progress=entries.append)
-    return model, (entries[2]["seconds"] - entries[1]["seconds"]) * transitions / count * passes
+    training = (entries[2]["seconds"] - entries[1]["seconds"]) * transitions / count * passes
+    if config.multistep:
+        training += entries[-1]["seconds"] / PROBE_UPDATES * config.multistep.updates
+    return model, training
 
 
 def _decision(environment: Environment, cell: Cell, model: PerSim | TrueEnv, episodes: int) -> float:
