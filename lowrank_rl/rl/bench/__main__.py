@@ -134,8 +134,7 @@ def _cells(options: Options) -> list[Cell]:
     known = cases.methods(options.settings, options.env)
     methods = known if options.methods is None else options.methods
     for method in methods:
-        check.known("method", method, cases.METHODS)
-        check.known(f"method for {options.env} with settings {options.settings}", method, known)
+        check.known("method", method, known)      # of these settings and this environment
     datasets = options.datasets
     if datasets is None:
         datasets = tuple(cases.BEHAVIOUR) if options.budget in ("small", "paper") else ("random",)
