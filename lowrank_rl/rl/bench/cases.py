@@ -13,12 +13,12 @@ from torch import Tensor
 
 from lowrank_rl import check
 from lowrank_rl.rl.behaviour.trained import data_policy
-from lowrank_rl.rl.contracts import DynamicsModel, Environment, EpisodeView, Policy
+from lowrank_rl.rl.contracts import DynamicsModel, Environment, Policy
 from lowrank_rl.rl.envs import cartpole, halfcheetah, mountaincar
 from lowrank_rl.rl.models.ensemble_mean import EnsembleMean
 from lowrank_rl.rl.models.multistep import MultiStep
 from lowrank_rl.rl.models.persim import Exact, PerSim, PerSimConfig
-from lowrank_rl.rl.plan import CEMConfig, ICEMConfig, Proposals, ShootingConfig, cem, icem, random_shooting
+from lowrank_rl.rl.plan import CEMConfig, ICEMConfig, ShootingConfig, cem, icem, random_shooting
 from lowrank_rl.rl.policies.cloned import CloneConfig, Cloned
 from lowrank_rl.rl.policies.mpc import MPC
 from lowrank_rl.rl.policies.uniform import Uniform
@@ -93,6 +93,7 @@ PLANNING = {
 }
 UPRIGHT = 2.0      # reward that a body turned by a right angle costs at each step, on its back twice that
 SEARCH = {ShootingConfig: random_shooting, CEMConfig: cem, ICEMConfig: icem}
+# Records know a score by its name, so that a changed one needs another
 SCORES: dict[str, Callable[[Environment], Score]] = {
     "total reward": total_reward,
     "mountaincar bonus": lambda _: mountaincar_bonus,
@@ -161,9 +162,5 @@ def planning_policy(settings: str, environment: Environment, model: DynamicsMode
     if (settings, environment.name) in FROM_MEAN and model.members > 1:
         model = EnsembleMean(model)
     search = partial(SEARCH[type(plan.planner)], actions=environment.actions, config=plan.planner)
-    proposals = partial(_propose, guide, plan.planner.horizon) if guide and guide.useful else None
+    proposals = partial(guide.propose, horizon=plan.planner.horizon) if guide and guide.useful else None
     return MPC(model, search, SCORES[plan.score](environment), price, proposals)
-
-
-def _propose(guide: Cloned, horizon: int, model: DynamicsModel, context: Tensor, view: EpisodeView) -> Proposals:
-    return guide.propose(model, context, view, horizon)
