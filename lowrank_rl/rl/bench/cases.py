@@ -52,11 +52,11 @@ METHODS = {
 }
 
 LEARNING = {
-    ("paper", "mountaincar"): PerSimConfig(rank=3, init="linear", normalize=False, walls=False, inside=False,
+    ("paper", "mountaincar"): PerSimConfig(rank=3, init="linear", normalize=False, walls=False,
                                            adam=AdamConfig(epochs=300, batch=512, schedule="halve")),
-    ("paper", "cartpole"): PerSimConfig(rank=5, init="linear", normalize=False, walls=False, inside=False,
+    ("paper", "cartpole"): PerSimConfig(rank=5, init="linear", normalize=False, walls=False,
                                         adam=AdamConfig(epochs=300, batch=64, schedule="halve")),
-    ("paper", "halfcheetah"): PerSimConfig(rank=15, init="linear", walls=False, inside=False, state_hidden=(256,) * 4,
+    ("paper", "halfcheetah"): PerSimConfig(rank=15, init="linear", walls=False, state_hidden=(256,) * 4,
                                            adam=AdamConfig(epochs=300, batch=512, schedule="halve")),
     # Exact solves of data without noise: one simulator is enough, the best of a few starts (docs/architecture.md)
     ("best", "mountaincar"): PerSimConfig(rank=3, members=1, exact=Exact(Spline(2, (32, 4)), ALSConfig(tol=0.008, spare=3))),
@@ -64,7 +64,8 @@ LEARNING = {
         Polynomial(4, 3), ALSConfig(sweeps=100, regularization=1e-10, tol=0.01, spare=4))),
     # what lowers the error of 50 steps on held-out tails of logs (docs/halfcheetah.md)
     ("best", "halfcheetah"): PerSimConfig(rank=15, members=3, init="linear", state_hidden=(256, 256), action_hidden=(64,),
-                                          activation="silu", angles=(halfcheetah.PITCH,), walls=False, precision="bfloat16",
+                                          activation="silu", angles=(halfcheetah.PITCH,), inside=True, walls=False,
+                                          precision="bfloat16",
                                           adam=AdamConfig(epochs=12, batch=512, learning_rate=3e-3),
                                           multistep=MultiStep(horizon=25, updates=1600)),
 }

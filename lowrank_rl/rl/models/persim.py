@@ -50,7 +50,7 @@ class PerSimConfig:
     walls: bool = True                           # look for bounds where states stop (contacts.py); the paper does not
     activation: str = "relu"                     # of networks
     angles: tuple[int, ...] = ()                 # state dimensions that networks see as sine and cosine
-    inside: bool = True                          # networks see no number beyond the data's range; the paper's do
+    inside: bool = False                         # networks see no number beyond the data's range; slower where they are small
     precision: str = "full"                      # of hidden layers; "bfloat16" is faster where they are deep
     adam: AdamConfig = AdamConfig()              # noqa: RUF009 (frozen)
     exact: Exact | None = None                   # for discrete actions: no networks, no gradients

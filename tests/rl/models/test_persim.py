@@ -227,7 +227,7 @@ def test_exact_simulators_know_their_gravity():
 @pytest.mark.parametrize("actions", [DISCRETE, BOX])
 def test_a_network_that_sees_angles_knows_no_turns(tmp_path, actions):
     """Nor does it once it is saved; a number beyond the data is as good as the nearest of them."""
-    steps, config = data(actions), replace(SMALL, angles=(1,), activation="silu")
+    steps, config = data(actions), replace(SMALL, angles=(1,), inside=True, activation="silu")
     model = fit(steps, actions, config)
     turned = replace(steps, state=steps.state + torch.tensor([0.0, 4 * math.pi]))
     far, edge = (replace(steps, state=torch.cat([x.expand(len(steps.state), 1), steps.state[:, 1:]], dim=1))
