@@ -23,7 +23,7 @@ from lowrank_rl.rl.models.contacts import Contacts
 from lowrank_rl.rl.models.fused import WIDEST, rollout_network
 from lowrank_rl.rl.models.fused_basis import REACH, fusible, rollout_basis
 from lowrank_rl.rl.models.fused_deep import outputs, rollout_deep
-from lowrank_rl.rl.models.multistep import MultiStep, fit_multistep
+from lowrank_rl.rl.models.multistep import MultiStep, fit_multistep, stretches
 from lowrank_rl.rl.unroll import rollout
 from lowrank_rl.tensor import AdamConfig, ALSConfig, Categorical, FunctionalCP, Neural, Polynomial, Spline, io
 from lowrank_rl.tensor.bases import Expansion, PolynomialBasis
@@ -184,23 +184,8 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
         ValueError: shapes that disagree, NaN or Inf, an agent out of range or without a transition, an action outside
             the bounds, exact solves with continuous actions or multi-step training, a loss that diverged.
     """
-    check.count("agents", agents)
-    data = Transitions(*(torch.as_tensor(x).cpu() for x in (data.agent, data.state, data.action, data.next_state)))
-    check.shapes(agent=(data.agent, "B"), state=(data.state, "B D"), action=(data.action, "B A"),
-                 next_state=(data.next_state, "B D"))
-    if data.agent.is_floating_point():
-        raise ValueError(f"agent: expected integers 0..{agents - 1}, got {data.agent.dtype}; number the agents")
-    check.within("agent", data.agent, agents)
-    actions.check(data.action, len(data.action))
-    missing = (torch.bincount(data.agent, minlength=agents) == 0).nonzero()[:, 0].tolist()
-    if missing:
-        raise ValueError(f"agents: expected data of each of {agents} agents, got none of {len(missing)} "
-                         f"(first: {missing[0]}); drop them and number the others 0..{agents - len(missing) - 1}")
-    if config.exact and not isinstance(actions, Discrete):
-        raise ValueError("exact: expected None where actions are continuous, got exact solves; use networks and adam")
+    data = _checked(data, agents, actions, config)
     D = data.state.shape[1]
-    if config.exact and config.multistep:
-        raise ValueError("multistep: expected None beside exact solves, got both; multi-step training goes with adam")
     action_mode = Categorical(actions.n, init=config.init) if isinstance(actions, Discrete) else \
         Neural(actions.size, config.action_hidden, config.activation, config.precision)
     seen = inputs.plain(D) if config.exact else inputs.of(data.state, config.angles, config.inside)
@@ -209,11 +194,11 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
     cp = FunctionalCP([Categorical(agents, init=config.init), state_mode, action_mode], rank=config.rank, outputs=D,
                       output_mode=STATE, members=config.members, normalize=config.normalize,
                       solver=config.exact.solver if config.exact else config.adam, random_state=seed, device=device)
-    check.finite("state", data.state)
-    check.finite("next_state", data.next_state)
     walls = contacts.find(data.next_state) if config.walls else contacts.none(D)
     data = _free(data, walls, agents)
     data = data if personal else replace(data, agent=torch.zeros_like(data.agent))
+    if config.multistep:
+        stretches(data, config.multistep.horizon)      # refuses now what would be refused after the first part
     order = rng.stream(seed, "persim", "multi-step")
     job = fingerprint(config, vars(data).values(), data.next_state, torch.nn.Module(), order)
     second = Path(checkpoint).with_suffix(".second") if checkpoint and config.multistep else None
@@ -234,6 +219,29 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
         keep.remove()
         one_step.remove()
     return PerSim(cp, personal, walls, seen)
+
+
+def _checked(data: Transitions, agents: int, actions: Discrete | Box, config: PerSimConfig) -> Transitions:
+    """The steps, on the CPU; refuses what ``fit_persim`` says."""
+    check.count("agents", agents)
+    data = Transitions(*(torch.as_tensor(x).cpu() for x in (data.agent, data.state, data.action, data.next_state)))
+    check.shapes(agent=(data.agent, "B"), state=(data.state, "B D"), action=(data.action, "B A"),
+                 next_state=(data.next_state, "B D"))
+    if data.agent.is_floating_point():
+        raise ValueError(f"agent: expected integers 0..{agents - 1}, got {data.agent.dtype}; number the agents")
+    check.within("agent", data.agent, agents)
+    actions.check(data.action, len(data.action))
+    missing = (torch.bincount(data.agent, minlength=agents) == 0).nonzero()[:, 0].tolist()
+    if missing:
+        raise ValueError(f"agents: expected data of each of {agents} agents, got none of {len(missing)} "
+                         f"(first: {missing[0]}); drop them and number the others 0..{agents - len(missing) - 1}")
+    if config.exact and not isinstance(actions, Discrete):
+        raise ValueError("exact: expected None where actions are continuous, got exact solves; use networks and adam")
+    if config.exact and config.multistep:
+        raise ValueError("multistep: expected None beside exact solves, got both; multi-step training goes with adam")
+    check.finite("state", data.state)
+    check.finite("next_state", data.next_state)
+    return data
 
 
 def _free(data: Transitions, walls: Contacts, agents: int) -> Transitions:
