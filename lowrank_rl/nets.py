@@ -1,6 +1,10 @@
 """Small networks whose ensemble members train side by side: the only place where network weights are drawn."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from copy import deepcopy
 from functools import cache
 from itertools import pairwise
 
@@ -42,6 +46,22 @@ class Mlp(nn.Module):
         self.activation, self.precision = ACTIVATIONS[activation], precision
         self.layers = nn.ModuleList(EnsembleLinear(members, inputs, outputs, generator=generator)
                                     for inputs, outputs in pairwise(sizes))
+
+    def alone(self, member: int) -> Mlp:
+        """A copy of one member."""
+        return self._with({name: value[member:member + 1].clone() for name, value in self.state_dict().items()})
+
+    @staticmethod
+    def stack(networks: Sequence[Mlp]) -> Mlp:
+        """Networks of the same sizes as one, with a copy of all their members."""
+        states = [network.state_dict() for network in networks]
+        return networks[0]._with({name: torch.cat([state[name] for state in states]) for name in states[0]})
+
+    def _with(self, state: dict[str, Tensor]) -> Mlp:
+        other = deepcopy(self)
+        for name, parameter in other.named_parameters():
+            parameter.data = state[name]
+        return other
 
     def extra_repr(self) -> str:
         # two networks that print alike compute alike, given equal weights

@@ -1,6 +1,6 @@
 """The values and contracts that the rooms of ``rl`` share.
 
-Letters: N agents, T steps, D state, A action, M members, H horizon, C candidates, K past steps, B rows, E context.
+Letters: N agents, T steps, D state, A action, M members, H horizon, C candidates, K past steps, B rows, E context, G runs.
 A discrete action is one int64 column (A = 1); a continuous one is a row of floats.
 """
 
@@ -90,6 +90,13 @@ class Transitions:
 
 
 @dataclass(frozen=True)
+class Experience(Transitions):
+    """The same with what a policy learns from."""
+    reward: Tensor       # (B,)
+    terminated: Tensor   # (B,) bool: next_state ended the episode; a time limit does not
+
+
+@dataclass(frozen=True)
 class EpisodeView:
     """All that a policy may see of B running episodes."""
     episode: Tensor      # (B,) which of the episodes of the last reset each row is
@@ -110,6 +117,8 @@ def fresh_view(agent: Tensor, state: Tensor, action_size: int) -> EpisodeView:
 class DynamicsModel(Protocol):
     """Predicts the next state; planner and evaluator cannot tell a learned one from the true environment."""
     members: int         # M; 1 for a single network and for the true environment
+    past: int            # K, how many past steps its context is made from
+    noisy: bool          # with a generator, predictions are draws; planners then give it one
 
     def context(self, view: EpisodeView) -> Tensor:
         """Who each row is, as far as this model can tell: (M, B, E). Once per real step."""
@@ -129,6 +138,7 @@ class DynamicsModel(Protocol):
 
 class Policy(Protocol):
     """Acts in B running episodes at once."""
+    past: int            # K, how many past steps it wants to see
 
     def reset(self, agent: Tensor) -> None:
         """New episodes begin for these (B,) agents; forget the old ones."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lowrank_rl import check, rng
 from lowrank_rl.files import whole
-from lowrank_rl.rl.contracts import Box, Environment, EpisodeView, Policy, Transitions
+from lowrank_rl.rl.contracts import Box, Environment, EpisodeView, Experience, Policy, Transitions
 
 SCHEMA = 1
 _FORM = {"covariates": (2, "f"), "agent": (1, "i"), "start": (1, "i"), "state": (2, "f"), "last_state": (2, "f"),
@@ -58,6 +58,13 @@ class Episodes:
         return Transitions(agent=torch.from_numpy(np.repeat(self.agent, self.lengths)),
                            state=torch.from_numpy(self.state), action=torch.from_numpy(self.action),
                            next_state=torch.from_numpy(self.next_state))
+
+    def experience(self) -> Experience:
+        """The same with rewards and ends, for learning policies."""
+        terminated = np.zeros(len(self.state), dtype=bool)
+        terminated[self.start[1:] - 1] = self.terminated
+        return Experience(**vars(self.transitions()), reward=torch.from_numpy(self.reward),
+                          terminated=torch.from_numpy(terminated))
 
 
 def agents(environment: Environment, count: int, *, seed: int) -> Tensor:

@@ -9,7 +9,7 @@ from sklearn.metrics import r2_score
 from torch import Tensor
 
 from lowrank_rl import check
-from lowrank_rl.rl.contracts import DynamicsModel, Environment, Policy, fresh_view
+from lowrank_rl.rl.contracts import DynamicsModel, Environment, EpisodeView, Policy
 from lowrank_rl.rl.data import Episodes, collect
 
 BURN_IN = 10     # real steps before a prediction starts
@@ -52,7 +52,7 @@ def prediction_error(environment: Environment, model: DynamicsModel, covariates:
     state, action = torch.from_numpy(real.state), torch.from_numpy(real.action)
     true = torch.from_numpy(real.next_state)[rows]
     start = state[first]
-    context = model.context(fresh_view(agent[kept], start, action.shape[1]))
+    context = model.context(_view_before(agent[kept], state, action, first, model.past))
     future = model.rollout(context, start.expand(model.members, *start.shape), action[rows][:, None])[:, :, 0, 1:].double()
     error = (future.mean(0) - true).numpy()
     return {number: _summarize(number, agent[kept].numpy(), error, true.numpy(), future.numpy(), live.numpy(), episodes)
@@ -67,8 +67,19 @@ def returns(environment: Environment, policy: Policy, covariates: Tensor, agents
     """
     agent = _rows(covariates, agents, episodes)
     real = collect(environment, covariates[agent], agent, policy, seed=seed, what="return-test", max_steps=max_steps,
-                   progress=progress)
+                   past=policy.past, progress=progress)
     return real.returns.reshape(len(agents), episodes), real
+
+
+def _view_before(agent: Tensor, state: Tensor, action: Tensor, first: Tensor, past: int) -> EpisodeView:
+    """What a model may see at the rows ``first`` (B,) of logged steps: of each, the ``past`` steps before, as far as the
+    burn-in goes back."""
+    back = torch.arange(past, 0, -1)
+    known = (back < BURN_IN).expand(len(first), -1)                       # the start of the episode is BURN_IN - 1 rows before
+    rows = (first[:, None] - back).clamp_min(0)
+    hide = known[..., None]
+    return EpisodeView(torch.arange(len(first)), agent, state[first], torch.where(hide, state[rows], 0),
+                       torch.where(hide, action[rows], 0), known)
 
 
 def _rows(covariates: Tensor, agents: list[int], episodes: int) -> Tensor:

@@ -20,6 +20,8 @@ class Rule:
     actions: Discrete
     explore: float
 
+    past = 0
+
     def reset(self, agent):
         pass
 

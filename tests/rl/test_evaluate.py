@@ -23,7 +23,7 @@ FALL = balance(gain=(-0.1, -0.2, -1.0, -0.4), explore=0.7)     # episodes of abo
 class Drift:
     """Two members that think that only two dimensions move, each by its own amount and by the agent's number."""
 
-    members = 2
+    members, past, noisy = 2, 0, False
 
     def context(self, view):
         assert view.past_state.shape[1] == 0
@@ -41,6 +41,8 @@ class Drift:
 
 class Push:
     """Always right: the pole falls within ten steps or so."""
+
+    past = 0
 
     def reset(self, agent):
         pass

@@ -8,7 +8,7 @@ from lowrank_rl.rl.unroll import rollout, unroll
 class Scalar:
     """next = context * state + action: all numbers of a trajectory can be told by hand."""
 
-    members = 2
+    members, past, noisy = 2, 0, False
 
     def predict(self, context, state, action, generator=None):
         noise = 0 if generator is None else torch.randn(state.shape, generator=generator, dtype=state.dtype)

@@ -50,6 +50,8 @@ class Trained:
         networks: K of them. which: (N,) the network of each agent number.
     """
 
+    past = 0
+
     def __init__(self, networks: Sequence[Network], which: Tensor, actions: Discrete | Box, explore: float = 0.0) -> None:
         check.within("which", which, len(networks))
         self.networks, self.which, self.actions, self.explore = networks, which, actions, explore

@@ -13,7 +13,7 @@ class EnsembleMean:
     members = 1
 
     def __init__(self, model: DynamicsModel) -> None:
-        self.model = model
+        self.model, self.past, self.noisy = model, model.past, model.noisy
 
     def context(self, view: EpisodeView) -> Tensor:
         """The members' contexts side by side, (1, B, M * E), so that rows stay rows."""

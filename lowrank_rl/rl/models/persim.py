@@ -60,6 +60,8 @@ class PerSimConfig:
 class PerSim:
     """A DynamicsModel whose context is the agent's latent row; if not ``personal``, everybody's is the first."""
 
+    past, noisy = 0, False
+
     def __init__(self, cp: FunctionalCP, personal: bool, walls: Contacts | None = None, seen: Inputs | None = None) -> None:
         self.cp, self.module, self.personal = cp, cp.module_, personal
         self.walls, self.inputs = walls or contacts.none(cp.outputs), seen or inputs.plain(cp.outputs)

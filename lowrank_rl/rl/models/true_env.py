@@ -12,6 +12,7 @@ class TrueEnv:
     """Its context is the agent's covariates, which no learned model ever sees."""
 
     members = 1
+    past, noisy = 0, False
 
     def __init__(self, environment: Environment, covariates: Tensor) -> None:
         """covariates: (N, E) of all agents."""

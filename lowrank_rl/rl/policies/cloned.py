@@ -54,6 +54,8 @@ class Cloned:
     prediction. ``skills``: rows (S, R) of typical pilots.
     """
 
+    past = 0
+
     def __init__(self, cp: FunctionalCP, personal: bool, seen: Inputs, actions: Box, share: float, variance: float,
                  loyalty: float, skills: Tensor) -> None:
         self.cp, self.module, self.personal, self.inputs, self.actions = cp, cp.module_, personal, seen, actions

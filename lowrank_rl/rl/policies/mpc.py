@@ -30,6 +30,7 @@ class MPC:
     def __init__(self, model: DynamicsModel, planner: Callable[..., Plan], score: Score,
                  price: Tensor | None = None, guide: Callable[..., Proposals] | None = None) -> None:
         self.model, self.planner, self.score, self.price, self.guide = model, planner, score, price, guide
+        self.past = model.past
         self.non_finite = 0                      # candidate scores that were NaN or Inf so far
         self._memory: Tensor | None = None       # (episodes, H, A) the last plans
         self._episodes = 0
@@ -43,33 +44,40 @@ class MPC:
         memory = None if self._memory is None else self._memory[view.episode]
         with torch_threads(1) as threads:
             more = {"proposals": self.guide(self.model, context, view)} if self.guide else {}
-            plan = self.planner(lambda plans: self.values(context, view.state, plans, threads), memory=memory,
-                                generators=generators, **more)
+            plan = self.planner(lambda plans: self.values(context, view.state, plans, threads, generators),
+                                memory=memory, generators=generators, **more)
         if self._memory is None:
             self._memory = plan.memory.new_zeros((self._episodes, *plan.memory.shape[1:]))
         self._memory[view.episode] = plan.memory
         self.non_finite += plan.non_finite
         return plan.actions[:, 0]
 
-    def values(self, context: Tensor, state: Tensor, plans: Tensor, threads: int = 1) -> Tensor:
-        """Scores of plans (B, C, H, A) from state (B, D): (B, C), the same for any number of threads."""
+    def values(self, context: Tensor, state: Tensor, plans: Tensor, threads: int = 1,
+               generators: list[torch.Generator] | None = None) -> Tensor:
+        """Scores of plans (B, C, H, A) from state (B, D): (B, C), the same for any number of threads. A noisy model draws from
+        its row's generator."""
         B, C, H, _ = plans.shape
         room = ON_CPU if context.device.type == "cpu" else ON_GPU
         fit = max(1, room // (self.model.members * (H + 1) * state.shape[1]))           # plans of one row
-        rows, parts = max(1, fit // C), -(-C // fit)
+        noisy = self.model.noisy and generators is not None
+        rows, parts = 1 if noisy else max(1, fit // C), -(-C // fit)
         columns = -(-C // parts)
+        places = [(b, c) for b in range(0, B, rows) for c in range(0, C, columns)]
+        seeds = [int(torch.randint(2**62, (), generator=generators[b], device=generators[b].device)) if noisy else 0
+                 for b, _ in places]
 
-        def piece(place: tuple[int, int]) -> Tensor:
-            b, c = (slice(first, first + size) for first, size in zip(place, (rows, columns), strict=True))
-            return self._values(context[:, b], state[b], plans[b, c])
-        values = side_by_side(piece, [(b, c) for b in range(0, B, rows) for c in range(0, C, columns)],
-                              threads)
+        def piece(place: tuple[tuple[int, int], int]) -> Tensor:
+            corner, seed = place
+            b, c = (slice(first, first + size) for first, size in zip(corner, (rows, columns), strict=True))
+            draw = torch.Generator(context.device).manual_seed(seed) if noisy else None
+            return self._values(context[:, b], state[b], plans[b, c], draw)
+        values = side_by_side(piece, list(zip(places, seeds, strict=True)), threads)
         parts = -(-C // columns)
         return torch.cat([torch.cat(values[i:i + parts], dim=1) for i in range(0, len(values), parts)])
 
-    def _values(self, context: Tensor, state: Tensor, plans: Tensor) -> Tensor:
+    def _values(self, context: Tensor, state: Tensor, plans: Tensor, draw: torch.Generator | None) -> Tensor:
         start = state.expand(self.model.members, *state.shape)
-        states = self.model.rollout(context, start, plans)                            # (M, B, C, H + 1, D)
+        states = self.model.rollout(context, start, plans, draw)                      # (M, B, C, H + 1, D)
         value = self.score(states, plans.expand(len(states), *plans.shape)).mean(0)
         if self.price is not None and len(states) > 1:
             value = value - (_deviation(states[..., 1:, :]) * self.price.to(states)).sum((-1, -2))

@@ -13,6 +13,8 @@ class Uniform:
     """A Policy without memory."""
     actions: Discrete | Box
 
+    past = 0
+
     def reset(self, agent: Tensor) -> None:
         pass
 

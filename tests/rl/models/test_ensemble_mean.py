@@ -9,7 +9,7 @@ from lowrank_rl.rl.unroll import rollout
 class Pair:
     """Two members: one squares the state, one adds the action; a context of 1 means that this row moves at all."""
 
-    members = 2
+    members, past, noisy = 2, 0, False
 
     def predict(self, context, state, action, generator=None):
         moved = torch.stack([state[0] ** 2, state[1] + action])

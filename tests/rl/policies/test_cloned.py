@@ -75,7 +75,7 @@ def test_hidden_agents_share_one_policy():
 
 class Drift:
     """Two members whose states move by the action, one of them twice as fast."""
-    members = 2
+    members, past, noisy = 2, 0, False
 
     def predict(self, context, state, action, generator=None):
         return state + context * action

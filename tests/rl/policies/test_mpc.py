@@ -28,7 +28,7 @@ CAR = mountaincar.ENVIRONMENT
 class Two:
     """Member 0 believes x += action, member 1 believes x += 3 action; the second dimension counts steps in both."""
 
-    members = 2
+    members, past, noisy = 2, 0, False
 
     def context(self, view):
         return torch.tensor([1.0, 3.0], dtype=torch.float64)[:, None, None].expand(2, len(view.agent), 1)
@@ -113,7 +113,7 @@ def test_planning_in_pieces_changes_nothing(monkeypatch, room, sizes, threads):
     whole, found = values(policy, state, plans), []
     monkeypatch.setattr(module, "ON_CPU", room)
     inner = policy._values
-    policy._values = lambda context, state, plans: found.append(plans.shape[:2]) or inner(context, state, plans)
+    policy._values = lambda context, state, plans, draw: found.append(plans.shape[:2]) or inner(context, state, plans, draw)
     again = policy.values(policy.model.context(view(state)), state, plans, threads)
     assert torch.equal(again, whole)
     assert sorted(found) == sorted(sizes)
