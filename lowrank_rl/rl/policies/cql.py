@@ -1,0 +1,109 @@
+"""Discrete conservative Q-learning (Kumar and others, 2020): actions that the logs lack are made to look worse than they do.
+
+    target = r + gamma min over critics of Q'(s', a'),   a' = argmax over actions of the mean critic at s'
+    loss   = sum over critics of Huber(Q(s, a) - target) + alpha [log sum over actions of exp(mean Q(s, .)) - mean Q(s, a)]
+
+with Q' a copy of the critics that is taken every so many updates. The policy takes the action that the mean critic likes best.
+The second term is CQL(H) of the paper, equation 4, on the mean of the critics as d3rlpy has it, which PerSim used.
+Differs: states are standardised; d3rlpy feeds them raw unless told otherwise, and PerSim tells of no scaling. Its first copy
+is taken after the first update, then every ``follow``; ours after each ``follow``.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lowrank_rl import check
+from lowrank_rl.nets import Mlp
+from lowrank_rl.rl.contracts import Discrete, Experience
+from lowrank_rl.rl.policies import offline
+from lowrank_rl.rl.policies.offline import Batch, Learned
+
+KIND = "CQL"
+
+
+@dataclass(frozen=True)
+class CQLConfig:
+    """PerSim's, appendix D, and d3rlpy's where that is silent; the number of updates is ours, PerSim gives none."""
+    updates: int = 100_000
+    batch: int = 512
+    hidden: tuple[int, ...] = (256, 256)
+    critics: int = 3
+    learning_rate: float = 1e-4
+    discount: float = 0.99
+    follow: int = 8000             # updates between two copies to the target networks
+    alpha: float = 1.0             # weight of the conservative term
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "batch", "critics", "follow"):
+            check.count(name, getattr(self, name))
+        offline.positive(learning_rate=self.learning_rate)
+        offline.shares(discount=self.discount)
+        if not 0 <= self.alpha < float("inf"):
+            raise ValueError(f"alpha: expected a number >= 0, got {self.alpha!r}")
+
+
+class CQL:
+    """A Learner."""
+
+    def __init__(self, dims: int, actions: int, config: CQLConfig, seed: int, runs: int, device: str) -> None:
+        sizes, generators = (dims, *config.hidden, actions), offline.streams(seed, runs, "networks")
+        self.config, self.draws = config, []
+        # one network by critic, not one stack of all: what a product of a single run touches then stays in a core's cache
+        value = nn.ModuleList(offline.networks(sizes, generators) for _ in range(config.critics)).to(device)
+        self.modules = {"value": value, "target": deepcopy(value)}
+        self.optimizers = {"adam": torch.optim.Adam(value.parameters(), lr=config.learning_rate, fused=True)}
+
+    def update(self, batch: Batch, number: int) -> Tensor:
+        losses = self.losses(batch)
+        self.optimizers["adam"].zero_grad(set_to_none=True)
+        losses.sum().backward()                                    # runs do not share parameters
+        self.optimizers["adam"].step()
+        if (number + 1) % self.config.follow == 0:
+            offline.follow(self.modules["target"], self.modules["value"], 1)
+        return losses.detach()
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Of each run, (G,)."""
+        value = self._values("value", batch.state)                                                 # (G, critics, B, actions)
+        error = functional.smooth_l1_loss(_at(value, batch.action), self.target(batch)[:, None].expand(value.shape[:3]),
+                                          reduction="none")
+        mean = value.mean(1)
+        excess = mean.logsumexp(2) - mean.gather(2, batch.action[..., None])[..., 0]
+        return batch.mean(error.sum(1) + self.config.alpha * excess)
+
+    @torch.no_grad()
+    def target(self, batch: Batch) -> Tensor:
+        """What the value of each logged action should be, (G, B)."""
+        best = self._values("value", batch.next_state).mean(1).argmax(2)
+        following = _at(self._values("target", batch.next_state), best).amin(1)
+        return batch.reward + batch.going * self.config.discount * following
+
+    def acting(self) -> dict[str, Mlp]:
+        return {f"value {critic}": network for critic, network in enumerate(self.modules["value"])}
+
+    def _values(self, name: str, state: Tensor) -> Tensor:
+        """(G, B, D) -> (G, critics, B, actions)."""
+        return torch.stack([network(state) for network in self.modules[name]], dim=1)
+
+
+def _at(value: Tensor, action: Tensor) -> Tensor:
+    """The value of an action to each critic: (G, critics, B, actions), (G, B) -> (G, critics, B)."""
+    return value.gather(3, action[:, None, :, None].expand(-1, value.shape[1], -1, 1))[..., 0]
+
+
+def choose(networks: dict[str, Mlp], state: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Actions (B, 1) of one run in states (B, D)."""
+    return torch.stack([network(state[None])[0] for network in networks.values()]).mean(0).argmax(1, keepdim=True)
+
+
+def fit_cql(data: Experience, run: Tensor, actions: Discrete, config: CQLConfig, *, seed: int, **options) -> Learned:
+    """Arguments and errors: ``offline.fit``."""
+    return offline.fit(CQL, choose, {}, data, run, actions, config, seed=seed, **options)
+
+
+load = partial(Learned.load, kind=KIND, choose=choose)

@@ -1,0 +1,312 @@
+"""What offline learners of policies share: runs side by side on logged steps, the loop that trains them, the trained policy.
+
+A run learns one policy, from everybody's steps (the paper's "-P") or from one agent's own ("-A"). G runs are a batch axis:
+their networks are stacked, their minibatches are drawn from steps that stay on the device. Each has random streams of its
+own, so that it learns the same whoever runs beside it, up to rounding.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_rl import check, rng
+from lowrank_rl.nets import Mlp
+from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Experience
+from lowrank_rl.tensor import io
+from lowrank_rl.tensor.functional_checkpoint import EVERY, Checkpoint, load_moments, moments, named, part
+
+TOLD = 500       # updates between two entries of the history
+WATCHED = 10     # looks at the unfinished policy, evenly spread
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B logged steps for each of G runs; states in units of the run's own."""
+    state: Tensor        # (G, B, D)
+    action: Tensor       # (G, B, A) float, or (G, B) int64 if discrete
+    reward: Tensor       # (G, B)
+    next_state: Tensor   # (G, B, D)
+    going: Tensor        # (G, B) 1 where the episode goes on, 0 where it terminated
+    weight: Tensor       # (G, B) sums to 1 over each run's rows
+
+    def mean(self, each: Tensor) -> Tensor:
+        """The mean over steps of (G, B): (G,)."""
+        return (each * self.weight).sum(1)
+
+
+class Logs:
+    """The steps of G runs, from which batches are drawn.
+
+    If no run has more steps than a batch, the batch is all of them, each weighted by how often it was drawn.
+    """
+
+    def __init__(self, data: Experience, run: Tensor, discrete: bool, device: str) -> None:
+        """run: (N,) of each agent, -1 for agents whose steps nobody learns from."""
+        own = run[data.agent]
+        order = own.argsort(stable=True)
+        order = order[own[order] >= 0]
+        own = own[order]
+        self.runs = int(run.max()) + 1
+        self.count = torch.bincount(own, minlength=self.runs)                     # (G,)
+        self.first = self.count.cumsum(0) - self.count
+        state = data.state[order].double()
+        each = [state[first:first + count] for first, count in zip(self.first.tolist(), self.count.tolist(), strict=True)]
+        self.center = torch.stack([x.mean(0) for x in each])                      # (G, D)
+        self.scale = torch.stack([_spread(x) for x in each])
+        self.device = torch.device(device)
+
+        def unit(x: Tensor) -> Tensor:
+            return ((x[order].double() - self.center[own]) / self.scale[own]).float().to(device)
+        action = data.action[order]
+        self._parts = {"state": unit(data.state), "action": action[:, 0].to(device) if discrete else action.float().to(device),
+                       "reward": data.reward[order].float().to(device), "next_state": unit(data.next_state),
+                       "going": (~data.terminated[order]).float().to(device)}
+
+    def draw(self, size: int, generators: Sequence[torch.Generator]) -> Batch:
+        """``size`` steps for each run, with replacement, each run from its own generator (on the CPU)."""
+        rows = torch.stack([torch.randint(int(count), (size,), generator=generator)
+                            for count, generator in zip(self.count, generators, strict=True)])        # (G, size)
+        longest = int(self.count.max())
+        weight = torch.full(rows.shape, 1 / size)
+        if longest <= size:
+            weight = torch.zeros(self.runs, longest).scatter_add_(1, rows, weight)
+            rows = torch.minimum(torch.arange(longest), self.count[:, None] - 1)
+        rows = (rows + self.first[:, None]).to(self.device)
+        return Batch(**{name: values[rows] for name, values in self._parts.items()}, weight=weight.to(self.device))
+
+
+def _spread(state: Tensor) -> Tensor:
+    """Deviations by dimension; 1 where nothing varies."""
+    spread = state.std(0, unbiased=False)
+    return torch.where(spread > 0, spread, 1)
+
+
+class Learner(Protocol):
+    """G runs of an algorithm, and how they learn from a batch."""
+    modules: dict[str, nn.Module]                    # all that is trained or follows what is trained
+    optimizers: dict[str, torch.optim.Optimizer]
+    draws: list[torch.Generator]                     # of noise within updates
+
+    def update(self, batch: Batch, number: int) -> Tensor:
+        """One update in place, the ``number``-th from 0; its loss by run, (G,)."""
+
+    def acting(self) -> dict[str, Mlp]:
+        """The networks that the policy needs."""
+
+
+class Learned:
+    """A Policy without memory: each agent acts by its run's networks.
+
+    ``choose`` (networks of one run in float64, state (B, D) in units, generators, **options) -> actions (B, A).
+    """
+
+    past = 0
+
+    def __init__(self, choose: Callable[..., Tensor], options: dict[str, float], networks: dict[str, Mlp], center: Tensor,
+                 scale: Tensor, run: Tensor, failed: Tensor, actions: Discrete | Box, history: list[dict]) -> None:
+        """center, scale: (G, D) of states. run: (N,) of each agent, or -1. failed: (G,) the update that diverged, or -1."""
+        self.choose, self.options, self.networks, self.center, self.scale = choose, options, networks, center, scale
+        self.run, self.failed, self.actions, self.history = run, failed, actions, history
+        # in float64, since the last bits of a matrix product depend on how many rows it has
+        self._own = [{name: network.alone(g).double() for name, network in networks.items()} for g in range(len(center))]
+
+    def reset(self, agent: Tensor) -> None:
+        check.within("agent", agent, len(self.run))
+        for number in agent.unique().tolist():
+            run = int(self.run[number])
+            if run < 0:
+                raise ValueError(f"agent {number}: expected one whose steps were learned from, got another; "
+                                 f"there are policies for {(self.run >= 0).nonzero()[:, 0].tolist()}")
+            if self.failed[run] >= 0:
+                raise ValueError(f"agent {number}: expected a trained policy, got one whose loss was NaN or Inf at update "
+                                 f"{int(self.failed[run])}; train it with a smaller learning rate")
+
+    @torch.no_grad()
+    def act(self, view: EpisodeView, *, generators: list[torch.Generator]) -> Tensor:
+        run = self.run[view.agent]
+        kind = torch.int64 if isinstance(self.actions, Discrete) else torch.float64
+        action = torch.zeros((len(run), self.actions.size), dtype=kind)
+        for g in run.unique().tolist():
+            rows = (run == g).nonzero()[:, 0]
+            state = (view.state[rows].double() - self.center[g]) / self.scale[g]
+            action[rows] = self.choose(self._own[g], state, [generators[i] for i in rows.tolist()],
+                                       **self.options)
+        return action
+
+    def save(self, path: str | Path, kind: str) -> None:
+        """Raises ValueError where the file cannot be written."""
+        tensors = {name: getattr(self, name) for name in ("center", "scale", "run", "failed")}
+        for name, network in self.networks.items():
+            tensors |= named(name, network.state_dict())
+        shapes = {name: network.activation.__name__ for name, network in self.networks.items()}
+        discrete = isinstance(self.actions, Discrete)
+        io.save(path, kind, tensors, {"networks": shapes, "discrete": discrete, "actions": vars(self.actions),
+                                      "options": self.options, "history": self.history})
+
+    @classmethod
+    def load(cls, path: str | Path, kind: str, choose: Callable[..., Tensor]) -> Self:
+        """Raises ValueError for a missing, corrupt or foreign file."""
+        tensors, header = io.load(path, kind)
+        networks = {name: _network(part(name, tensors), activation) for name, activation in header["networks"].items()}
+        actions = (Discrete if header["discrete"] else Box)(**header["actions"])
+        parts = (tensors[name] for name in ("center", "scale", "run", "failed"))
+        return cls(choose, header["options"], networks, *parts, actions, header["history"])
+
+
+def _network(state: dict[str, Tensor], activation: str) -> Mlp:
+    """A network with these parameters."""
+    weights = [state[f"layers.{number}.weight"] for number in range(len(state) // 2)]
+    sizes = (*(w.shape[1] for w in weights), weights[-1].shape[2])
+    network = Mlp(len(weights[0]), sizes, activation, generator=torch.Generator())
+    network.load_state_dict(state)
+    return network
+
+
+def streams(seed: int, runs: int, *labels: object, device: str | torch.device = "cpu") -> list[torch.Generator]:
+    """A generator for each run that does not depend on how many there are."""
+    return [rng.stream(seed, *labels, run, device=device) for run in range(runs)]
+
+
+def networks(sizes: tuple[int, ...], generators: Sequence[torch.Generator], activation: str = "relu", heads: int = 1) -> Mlp:
+    """``heads`` networks for each run, drawn from its generator; run g's are members g heads ... (g + 1) heads - 1."""
+    return Mlp.stack([Mlp(heads, sizes, activation, generator=generator) for generator in generators])
+
+
+@torch.no_grad()
+def follow(target: nn.Module, source: nn.Module, share: float) -> None:
+    """Move a target's parameters this share of the way (Polyak); 1 copies."""
+    for slow, fast in zip(target.parameters(), source.parameters(), strict=True):
+        slow.lerp_(fast, share)
+
+
+def positive(**named: float) -> None:
+    """Refuse what is not a finite number above 0."""
+    for name, value in named.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}: expected a number above 0, got {value!r}")
+
+
+def shares(**named: float) -> None:
+    """Refuse what is not within 0..1."""
+    for name, value in named.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}: expected a share in [0, 1], got {value!r}")
+
+
+def checked(data: Experience, run: Tensor, actions: Discrete | Box) -> None:
+    """Refuse what no policy can be learned from; the errors of ``fit``."""
+    check.shapes(agent=(data.agent, "B"), state=(data.state, "B D"), action=(data.action, "B A"),
+                 next_state=(data.next_state, "B D"), reward=(data.reward, "B"), terminated=(data.terminated, "B"))
+    check.within("agent", data.agent, len(run))
+    actions.check(data.action, len(data.action))
+    for name in ("state", "next_state", "reward"):
+        check.finite(name, getattr(data, name))
+    own, runs = run[data.agent], int(run.max()) + 1
+    empty = sorted(set(range(runs)) - set(own.tolist()))
+    if runs == 0 or empty:
+        who = f"run {empty[0]} (of agents {(run == empty[0]).nonzero()[:, 0].tolist()[:5]})" if empty else "any"
+        raise ValueError(f"run: expected logged steps for each, got none for {who}; leave these agents out")
+
+
+def fit(make: Callable[..., Learner], choose: Callable[..., Tensor], options: dict[str, float], data: Experience, run: Tensor,
+        actions: Discrete | Box, config: Any, *, seed: int, device: str = "cpu", checkpoint: str | Path | None = None,
+        progress: Callable[[dict], None] | None = None, watch: Callable[[int, Learned], None] | None = None) -> Learned:
+    """Learn the policies of all runs by an algorithm.
+
+    Args:
+        make: (D, number of actions or A, config, seed, runs, device) -> Learner. choose, options: ``Learned``'s.
+        data: logged steps of N agents. run: (N,) int64 which run learns from each agent's steps, -1 for none.
+        config: with ``updates`` and ``batch``.
+        checkpoint: a file for unfinished training; the same call goes on to the same bits, and removes it.
+        progress: called with each entry of the history ("update", "loss", "seconds").
+        watch: called ``WATCHED`` times, evenly spread, with the number of updates done and the policy so far.
+
+    Raises:
+        ValueError: shapes that disagree, NaN or Inf, an agent out of range, actions of another kind or outside the bounds,
+            a run without steps.
+    """
+    checked(data, run, actions)
+    discrete = isinstance(actions, Discrete)
+    logs = Logs(data, run, discrete, device)
+    learner = make(data.state.shape[1], actions.n if discrete else actions.size, config, seed, logs.runs, device)
+
+    def policy(failed: Tensor, history: list[dict]) -> Learned:
+        return Learned(choose, options, {name: network.cpu() for name, network in deepcopy(learner.acting()).items()},
+                       logs.center, logs.scale, run, failed, actions, history)
+
+    history, failed = _train(learner, logs, config, seed, checkpoint, progress, lambda done, failed: watch(
+        done, policy(failed, [])) if watch else None)
+    return policy(failed, history)
+
+
+def _train(learner: Learner, logs: Logs, config: Any, seed: int, checkpoint: str | Path | None,
+           progress: Callable[[dict], None] | None, watch: Callable[[int, Tensor], None]) -> tuple[list[dict], Tensor]:
+    """The history, and (G,) the update at which a run's loss became NaN or Inf, -1 where none did."""
+    generators = streams(seed, logs.runs, "batches")
+    failed = torch.full((logs.runs,), -1, device=logs.device)
+    history: list[dict] = []
+    keep = Checkpoint(checkpoint, EVERY, _job(learner, logs, config, seed) if checkpoint else "")
+    drawn = [*generators, *learner.draws]
+    found = keep.resume()
+    if found:
+        kept, history = found
+        failed = kept["failed"].to(logs.device)
+        for name, module in learner.modules.items():
+            module.load_state_dict(part(name, kept))
+        for name, optimizer in learner.optimizers.items():
+            load_moments(optimizer, part(f"optimizer {name}", kept))
+        for number, generator in enumerate(drawn):
+            generator.set_state(kept[f"stream {number}"])
+
+    def tensors() -> dict[str, Tensor]:
+        out = {"failed": failed, **{f"stream {number}": g.get_state() for number, g in enumerate(drawn)}}
+        for name, module in learner.modules.items():
+            out |= named(name, module.state_dict())
+        for name, optimizer in learner.optimizers.items():
+            out |= named(f"optimizer {name}", moments(optimizer))
+        return out
+
+    started, total = time.monotonic() - (history[-1]["seconds"] if history else 0.0), 0.0
+    stops = {math.ceil(config.updates * k / WATCHED) for k in range(1, WATCHED + 1)}
+    begin = history[-1]["update"] if history else 0
+    since = begin
+    for number in range(begin, config.updates):
+        loss = learner.update(logs.draw(config.batch, generators), number)
+        failed = torch.where((failed < 0) & ~loss.isfinite(), number + 1, failed)
+        total = total + loss
+        done = number + 1
+        if done % TOLD == 0 or done == config.updates:
+            mean = (total / (done - since))[failed < 0]
+            history.append({"update": done, "loss": float(mean.mean()) if len(mean) else None,
+                            "seconds": time.monotonic() - started})
+            total, since = 0.0, done
+            if progress:
+                progress(history[-1])
+            keep.save(tensors, history)
+        if done in stops:
+            watch(done, failed.cpu())
+        if bool((failed >= 0).all()) and done % TOLD == 0:
+            break
+    for network in learner.acting().values():         # the last update may have spoiled them after its loss was taken
+        for parameter in network.parameters():
+            fine = parameter.detach().isfinite().flatten(1).all(1).view(logs.runs, -1).all(1)
+            failed = torch.where((failed < 0) & ~fine, config.updates, failed)
+    keep.remove()
+    return history, failed.cpu()
+
+
+def _job(learner: Learner, logs: Logs, config: Any, seed: int) -> str:
+    """Changes with the algorithm, its settings, the data or the seed."""
+    digest = hashlib.blake2b(f"{type(learner).__name__} {[(f.name, getattr(config, f.name)) for f in fields(config)]} {seed} "
+                             f"{learner.modules}".encode(), digest_size=16)
+    for values in (*logs._parts.values(), logs.count):
+        digest.update(values.cpu().numpy().tobytes())
+    return digest.hexdigest()
