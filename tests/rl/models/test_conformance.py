@@ -8,8 +8,12 @@ import torch
 
 from lowrank_rl.rl.contracts import Box, Discrete, DynamicsModel, EpisodeView, Transitions
 from lowrank_rl.rl.envs import cartpole, mountaincar
+from lowrank_rl.rl.models.cadm import CaDMConfig, fit_cadm
 from lowrank_rl.rl.models.ensemble_mean import EnsembleMean
+from lowrank_rl.rl.models.epets import EPETSConfig, fit_epets
 from lowrank_rl.rl.models.fused import WIDEST
+from lowrank_rl.rl.models.gaussian import Descent
+from lowrank_rl.rl.models.particles import Particles
 from lowrank_rl.rl.models.persim import Exact, PerSimConfig, fit_persim
 from lowrank_rl.rl.models.true_env import TrueEnv
 from lowrank_rl.rl.unroll import rollout
@@ -18,6 +22,7 @@ from lowrank_rl.tensor import AdamConfig, ALSConfig, Polynomial, Spline
 
 AGENTS = 5
 B, C, H = 6, 3, 4
+BRIEF = Descent(updates=20, batch=16)
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Case:
     actions: Discrete | Box
     start: torch.Tensor        # (B, D) states it may be asked about
     close: float = 1e-12       # how well two ways to the same number agree
+    knows_agents: bool = True  # by their numbers, and refuses others
 
 
 def persim(actions, dims, personal, hidden=(8,), exact=None, **options):
@@ -51,11 +57,48 @@ def cheetah():
     return true_env(pytest.importorskip("lowrank_rl.rl.envs.halfcheetah").ENVIRONMENT, 1e-5)   # its solver starts warm
 
 
+def cadm(actions, dims, **options):
+    config = CaDMConfig(past=4, future=3, width=2, hidden=(8, 8), context_hidden=(8,), descent=BRIEF, **options)
+    data = episodes(actions, dims)
+    return Case(fit_cadm(data, AGENTS, actions, config, seed=0), actions, data.state[:B], 2e-5, knows_agents=False)
+
+
+def epets(actions, dims, personal=True, **options):
+    config = EPETSConfig(members=3, width=2, hidden=(8, 8), descent=BRIEF, **options)
+    data = episodes(actions, dims)
+    return Case(fit_epets(data, AGENTS, actions, config, seed=0, personal=personal), actions, data.state[:B], 2e-5)
+
+
+def episodes(actions, dims, steps=40):
+    """One for each agent, of a stable system that is pushed about."""
+    draw = stream(0, "conformance", "episodes", dims)
+    gain, state, rows = 1 + torch.arange(AGENTS)[:, None].double(), torch.randn((AGENTS, dims), generator=draw).double(), []
+    for _ in range(steps):
+        action = actions.sample((AGENTS,), generator=draw)
+        next_state = 0.9 * state + 0.03 * gain * state.flip(1).sin() + 0.1 * action.double().sum(1, keepdim=True)
+        rows.append((state, action, next_state))
+        state = next_state
+    state, action, next_state = (torch.stack(x, dim=1).flatten(0, 1) for x in zip(*rows, strict=True))
+    return Transitions(torch.arange(AGENTS).repeat_interleave(steps), state, action, next_state)
+
+
+def particles(case, each):
+    return Case(Particles(case.model, each * case.model.members), case.actions, case.start, case.close, case.knows_agents)
+
+
 def mean_of(case):
     return Case(EnsembleMean(case.model), case.actions, case.start, case.close)
 
 
 CASES = {
+    "cadm": lambda: cadm(Discrete(3), 2, members=1, probabilistic=False),
+    "cadm-pe": lambda: cadm(Box(-1.0, 1.0, 2), 3, members=3),
+    "cadm-cheetah-like": lambda: cadm(Box(-1.0, 1.0, 2), 4, members=2, unseen=(0,), angles=(2,), absolute=(0,)),
+    "epets": lambda: epets(Discrete(3), 2),
+    "epets-continuous-angle": lambda: epets(Box(-1.0, 1.0, 2), 3, angles=(2,), inside=True),
+    "epets-pooled": lambda: epets(Discrete(3), 2, personal=False),
+    "particles": lambda: particles(cadm(Discrete(3), 2, members=2), 3),
+    "particles-epets": lambda: particles(epets(Box(-1.0, 1.0, 2), 3), 2),
     "ensemble-mean-discrete": lambda: mean_of(persim(Discrete(3), 2, True)),
     "ensemble-mean-continuous": lambda: mean_of(persim(Box(-1.0, 1.0, 2), 3, True)),
     "persim-discrete": lambda: persim(Discrete(3), 2, True),
@@ -84,9 +127,16 @@ def case(request):
     return build(request.param)
 
 
-def view(agent, state):
-    nothing = torch.zeros((len(agent), 0))
-    return EpisodeView(torch.arange(len(agent)), agent, state, nothing[..., None], nothing[..., None], nothing.bool())
+def view(case, agent, state):
+    """Rows with a past that depends on nothing but the row itself; its first steps are unknown for some."""
+    K, actions = case.model.past, case.actions
+    back = torch.arange(K, 0, -1, device=state.device)[:, None]
+    mask = back[:, 0] <= 2 * agent[:, None]
+    turn = (agent[:, None, None] + 1) * back
+    discrete = isinstance(actions, Discrete)
+    past_action = turn % actions.n if discrete else (turn + torch.arange(actions.size, device=state.device)).to(state).cos()
+    past_state = (state[:, None] + 0.01 * turn) * mask[..., None]
+    return EpisodeView(torch.arange(len(agent)), agent, state, past_state, past_action * mask[..., None], mask)
 
 
 def question(case, dtype=torch.float64):
@@ -94,7 +144,7 @@ def question(case, dtype=torch.float64):
     draw = stream(1, "question")
     agent = torch.tensor([0, 4, 2, 2, 1, 3])
     state = case.start.to(dtype)
-    context = case.model.context(view(agent, state))
+    context = case.model.context(view(case, agent, state))
     apart = 1e-3 * torch.randn((case.model.members, 1, 1), generator=draw, dtype=dtype)
     plans = case.actions.sample((B, C, H), generator=draw)
     return agent, context, state + apart, plans[:, 0, 0], plans
@@ -126,7 +176,7 @@ def test_a_batch_is_a_loop_over_rows(case):
     agent, context, state, action, plans = question(case)
     next_state, future = case.model.predict(context, state, action), case.model.rollout(context, state, plans)
     for b in range(B):
-        own = case.model.context(view(agent[b:b + 1], case.start[b:b + 1]))
+        own = case.model.context(view(case, agent[b:b + 1], case.start[b:b + 1]))
         close(case, own, context[:, b:b + 1])
         close(case, case.model.predict(own, state[:, b:b + 1], action[b:b + 1]), next_state[:, b:b + 1])
         close(case, case.model.rollout(own, state[:, b:b + 1], plans[b:b + 1]), future[:, b:b + 1])
@@ -137,7 +187,7 @@ def test_a_batch_is_a_loop_over_rows(case):
 def test_permuted_rows_give_permuted_answers(case):
     agent, context, state, action, plans = question(case)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    again = case.model.context(view(agent[order], case.start[order]))
+    again = case.model.context(view(case, agent[order], case.start[order]))
     close(case, again, context[:, order])
     close(case, case.model.predict(again, state[:, order], action[order]), case.model.predict(context, state, action)[:, order])
     close(case, case.model.rollout(again, state[:, order], plans[order]), case.model.rollout(context, state, plans)[:, order])
@@ -148,6 +198,20 @@ def test_without_a_generator_nothing_is_drawn(case):
     before = torch.random.get_rng_state()
     assert torch.equal(case.model.predict(context, state, action), case.model.predict(context, state, action))
     assert torch.equal(case.model.rollout(context, state, plans), case.model.rollout(context, state, plans))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_with_a_generator_only_noisy_models_draw(case):
+    _, context, state, action, plans = question(case)
+    before = torch.random.get_rng_state()
+    for ask, what in ((case.model.predict, action), (case.model.rollout, plans)):
+        mean, first, again, other = ask(context, state, what), *(ask(context, state, what, stream(seed)) for seed in (0, 0, 1))
+        assert torch.equal(first, again)
+        if case.model.noisy:
+            assert not torch.equal(first, mean)
+            assert not torch.equal(first, other)
+        else:
+            assert torch.equal(first, mean)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -185,12 +249,12 @@ def test_nan_in_is_nan_out_in_its_row_only(case):
 def test_inputs_are_left_alone(case):
     agent, context, state, action, plans = question(case)
     before = [x.clone() for x in (agent, context, state, action, plans)]
-    case.model.context(view(agent, case.start))
+    case.model.context(view(case, agent, case.start))
     case.model.predict(context, state, action)
     future = case.model.rollout(context, state, plans)
     future += 1                                                # nor may answers be views of them
     case.model.predict(context, state, action).add_(1)
-    case.model.context(view(agent, case.start))
+    case.model.context(view(case, agent, case.start))
     for x, old in zip((agent, context, state, action, plans), before, strict=True):
         assert torch.equal(x, old)
 
@@ -198,27 +262,30 @@ def test_inputs_are_left_alone(case):
 @pytest.mark.parametrize("stranger", [-1, AGENTS])
 def test_an_agent_out_of_range_is_refused(case, stranger):
     agent = torch.tensor([0, stranger, 1])
+    if not case.knows_agents:
+        assert case.model.context(view(case, agent, case.start[:3])).isfinite().all()
+        return
     with pytest.raises(ValueError, match=r"agent: expected integers 0\.\.4, got values"):
-        case.model.context(view(agent, case.start[:3]))
+        case.model.context(view(case, agent, case.start[:3]))
 
 
 def test_no_rows_are_no_trouble(case):
     _, context, state, action, plans = question(case)
-    assert case.model.context(view(torch.zeros(0, dtype=torch.int64), case.start[:0])).shape[1] == 0
+    assert case.model.context(view(case, torch.zeros(0, dtype=torch.int64), case.start[:0])).shape[1] == 0
     assert case.model.predict(context[:, :0], state[:, :0], action[:0]).shape == (*state[:, :0].shape,)
     assert case.model.rollout(context[:, :0], state[:, :0], plans[:0]).shape[1:4] == (0, C, H + 1)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", ["persim-discrete", "persim-continuous", "pooled-discrete"])
+@pytest.mark.parametrize("name", ["persim-discrete", "persim-continuous", "pooled-discrete", "cadm", "cadm-pe", "epets"])
 def test_on_a_gpu_a_learned_model_says_the_same(name):
     case = CASES[name]()
     agent, context, state, action, plans = question(case)
     expected = case.model.predict(context, state, action), case.model.rollout(context, state, plans)
     case.model.module.to("cuda")
     moved = [x.to("cuda") for x in (agent, state, action, plans)]
-    context = case.model.context(view(moved[0], moved[1][0]))
+    context = case.model.context(view(case, moved[0], moved[1][0]))
     found = case.model.predict(context, *moved[1:3]), case.model.rollout(context, moved[1], moved[3])
     for x, y in zip(found, expected, strict=True):
         assert x.device.type == "cuda"

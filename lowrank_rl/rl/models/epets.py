@@ -1,0 +1,148 @@
+"""E-PETS: a probabilistic ensemble on [state, action, embedding of the agent]; PerSim without its factors.
+
+    next_state - state ~ N(mean, variance),      [mean, log variance] = network(state, action, u(agent))
+
+PETS (Chua and others 2018) with a learned vector u for each agent, which enters as any input does, where PerSim multiplies
+factors of agent, state and action. What PerSim is better by is what the factorisation is worth.
+Differs: members differ by their start and batches, as PerSim's do; PETS draws a bootstrap sample for each.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_rl import check, rng
+from lowrank_rl.nets import Mlp
+from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
+from lowrank_rl.rl.models import gaussian
+from lowrank_rl.rl.models.gaussian import NARROW, Bounds, Descent, Frame, decay, descend, fill, misfit
+from lowrank_rl.rl.unroll import rollout
+from lowrank_rl.tensor.functional_checkpoint import EVERY, Checkpoint, fingerprint
+
+KIND = "E-PETS"
+
+
+@dataclass(frozen=True)
+class EPETSConfig:
+    members: int = 5                            # M
+    width: int = 8                              # E, of an embedding
+    start: float = 0.3                          # deviation of embeddings before training; less tells agents apart later
+    hidden: tuple[int, ...] = (200, 200, 200)   # swish
+    decay: float = 0.0                          # price on weights, from which layers' own follow (gaussian.decay)
+    angles: tuple[int, ...] = ()                # state dimensions seen as sine and cosine
+    inside: bool = False                        # no number beyond the data's range is seen
+    descent: Descent = Descent(updates=20_000, schedule="cosine")     # noqa: RUF009 (frozen)
+
+    def __post_init__(self) -> None:
+        check.count("members", self.members)
+        check.count("width", self.width)
+        if not self.decay >= 0:
+            raise ValueError(f"decay: expected a number of at least 0, got {self.decay!r}")
+
+
+class Networks(nn.Module):
+    """M members' networks and embeddings, and the units they share."""
+
+    def __init__(self, units: Frame, agents: int, config: EPETSConfig, *, generator: torch.Generator) -> None:
+        super().__init__()
+        seen, acts, D = units.sizes
+        self.units = units
+        self.network = fill(Mlp(config.members, (seen + acts + config.width, *config.hidden, 2 * D), "silu",
+                                generator=generator), generator=generator)
+        self.bounds = Bounds(config.members, D)
+        self.agents = nn.Parameter(config.start * torch.randn(config.members, agents, config.width, generator=generator))
+
+
+class EPETS:
+    """A DynamicsModel whose context is the agent's embedding; if not ``personal``, everybody's is the first."""
+
+    past, noisy = 0, True
+
+    def __init__(self, module: Networks, config: EPETSConfig, personal: bool, history: list[dict]) -> None:
+        self.module, self.config, self.personal, self.history = module, config, personal, history
+        self.members = config.members
+
+    @property
+    def rows(self) -> Tensor:
+        """The agents' embeddings, (M, N, E)."""
+        return self.module.agents.detach()
+
+    def context(self, view: EpisodeView) -> Tensor:
+        check.within("agent", view.agent, self.rows.shape[1])
+        agent = view.agent if self.personal else torch.zeros_like(view.agent)
+        return self.rows[:, agent.to(self.rows.device)]
+
+    @torch.no_grad()
+    def predict(self, context: Tensor, state: Tensor, action: Tensor,
+                generator: torch.Generator | None = None) -> Tensor:
+        module = self.module
+        return gaussian.predict(module.units, module.network, module.bounds, context, state, action, generator)
+
+    def rollout(self, context: Tensor, state: Tensor, actions: Tensor,
+                generator: torch.Generator | None = None) -> Tensor:
+        return rollout(self, context, state, actions, generator)
+
+    def save(self, path: str | Path) -> None:
+        """Raises ValueError where the file cannot be written."""
+        gaussian.save(path, KIND, self.module, self.config, self.personal, self.history)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Raises ValueError for a missing, corrupt or foreign file."""
+        tensors, units, config, header = gaussian.load(path, KIND, EPETSConfig)
+        networks = Networks(units, tensors["agents"].shape[1], config, generator=torch.Generator())
+        networks.load_state_dict(tensors)
+        return cls(networks, config, header["personal"], header["history"])
+
+
+def fit_epets(data: Transitions, agents: int, actions: Discrete | Box, config: EPETSConfig, *, seed: int,
+              device: str = "cpu", personal: bool = True, progress: Callable[[dict], None] | None = None,
+              checkpoint: str | Path | None = None) -> EPETS:
+    """Learn the simulators of ``agents`` agents from their pooled transitions.
+
+    Args:
+        personal: False hides from the model who acts.
+        progress: called with each entry of the history ("update", "loss", "held_out", "seconds").
+        checkpoint: a file for unfinished training; the same call goes on to the same bits, and removes it.
+
+    Raises:
+        ValueError: shapes that disagree, NaN or Inf, an agent out of range or without a transition, an action outside
+            the bounds, dimensions that the state does not have, a loss that diverged.
+    """
+    data = gaussian.checked(data, agents, actions)
+    missing = (torch.bincount(data.agent, minlength=agents) == 0).nonzero()[:, 0].tolist()
+    if missing:
+        raise ValueError(f"agents: expected data of each of {agents} agents, got none of {len(missing)} "
+                         f"(first: {missing[0]}); drop them and number the others 0..{agents - len(missing) - 1}")
+    units = gaussian.frame(data, actions, angles=config.angles, inside=config.inside)
+    networks = Networks(units, agents, config, generator=rng.stream(seed, "epets", "start"))
+    draws = rng.stream(seed, "epets", "batches")
+    job = fingerprint(config, (*vars(data).values(), torch.tensor(personal)), data.next_state, networks, draws)
+    networks.to(device)
+    state, next_state, action = (x.to(device) for x in (data.state.double(), data.next_state.double(), data.action))
+    like = networks.agents
+    steps = torch.cat([units.see(state), units.act(action)], dim=-1).to(like)
+    target = units.target(state, next_state).to(like)
+    agent = (data.agent if personal else torch.zeros_like(data.agent)).to(device)
+    rows, held = config.descent.split(len(agent), generator=rng.stream(seed, "epets", "held out"))
+    member = torch.arange(config.members, device=like.device)[:, None]
+
+    def errors(rows: Tensor) -> Tensor:
+        rows = rows.to(like.device)
+        out = networks.network(torch.cat([steps[rows], networks.agents[member, agent[rows]]], dim=-1))
+        return misfit(out, target[rows], networks.bounds).mean(2)
+
+    def loss(rows: Tensor) -> Tensor:
+        return errors(rows).mean(1) + NARROW * networks.bounds.width() + decay(networks.network, config.decay, 4)
+
+    def misfits(rows: Tensor) -> Tensor:
+        each = errors(rows)
+        return torch.stack([each.sum(), torch.ones_like(each).sum()])
+
+    history = descend(networks, loss, misfits, rows.expand(config.members, -1), held, config.descent, generator=draws,
+                      keep=Checkpoint(checkpoint, EVERY, job), progress=progress)
+    return EPETS(networks.requires_grad_(False), config, personal, history)

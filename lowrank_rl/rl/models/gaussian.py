@@ -1,0 +1,305 @@
+"""What ensembles of dynamics networks share: a Gaussian of the next state, its units, and how long to train (PETS, Chua
+and others 2018; CaDM, Lee and others 2020).
+
+    next_state = kept * state + shift + spread * y,      y ~ N(mean, exp(log_variance))  in each dimension
+
+where the network says mean and raw log variance, and the latter is kept between learned bounds, softly:
+
+    upper = high - softplus(high - raw),      log_variance = low + softplus(upper - low)
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot, softplus
+
+from lowrank_rl import check
+from lowrank_rl.nets import Mlp
+from lowrank_rl.rl import inputs
+from lowrank_rl.rl.contracts import Box, Discrete, Transitions
+from lowrank_rl.rl.inputs import Inputs
+from lowrank_rl.tensor import io
+from lowrank_rl.tensor.functional_checkpoint import Checkpoint, load_moments, moments, named, part
+
+TOLD = 100                           # updates between two entries of the history, and two looks at what is held out
+HIGH, LOW = 0.5, -10.0               # where the bounds of the log variance start
+NARROW = 0.01                        # price on their distance
+SCHEDULES = ("fixed", "cosine")
+FRAME = ("source", "part", "low", "high", "center", "scale", "kept", "shift", "spread")
+
+
+class Bounds(nn.Module):
+    """Reads a network's 2 D outputs. Differs: each member has bounds of its own; PETS' members share them."""
+
+    def __init__(self, members: int, dims: int) -> None:
+        super().__init__()
+        self.high = nn.Parameter(torch.full((members, 1, dims), HIGH))
+        self.low = nn.Parameter(torch.full((members, 1, dims), LOW))
+
+    def forward(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        """(M, B, 2 D) -> mean and log variance, (M, B, D) each."""
+        mean, raw = out.chunk(2, dim=-1)
+        return mean, self.low + softplus(self.high - softplus(self.high - raw) - self.low)
+
+    def width(self) -> Tensor:
+        """By how much the log variance may vary, summed over dimensions, (M,)."""
+        return (self.high - self.low).sum((1, 2))
+
+
+def nll(mean: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
+    """Negative log likelihood of each number."""
+    return 0.5 * ((target - mean).square() * (-log_variance).exp() + log_variance + math.log(2 * math.pi))
+
+
+def misfit(out: Tensor, target: Tensor, bounds: Bounds | None) -> Tensor:
+    """Squared error of each number, or with bounds twice its negative log likelihood: at unit variance, the same but for a
+    constant. out (M, B, D) or (M, B, 2 D)"""
+    return (target - out).square() if bounds is None else 2 * nll(*bounds(out), target)
+
+
+class Frame(nn.Module):
+    """The units in which networks see states and actions, and say what comes next."""
+
+    def __init__(self, actions: Discrete | Box, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.actions = actions
+        for name in FRAME:
+            self.register_buffer(name, tensors[name])
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Of a state as it is seen, an action as it is seen, and a state."""
+        return len(self.source), self.actions.n if isinstance(self.actions, Discrete) else self.actions.size, len(self.kept)
+
+    def see(self, state: Tensor) -> Tensor:
+        """(..., D) -> (..., I)"""
+        seen = Inputs(self.source, self.part, self.low, self.high)
+        return ((state[..., self.source] if seen.plain else seen(state)) - self.center) / self.scale
+
+    def act(self, action: Tensor) -> Tensor:
+        """Discrete actions as 0s and a 1, others between -1 and 1: (..., A) -> (..., width)"""
+        if isinstance(self.actions, Discrete):
+            return one_hot(action[..., 0].long(), self.actions.n).to(self.scale)
+        middle, half = (self.actions.high + self.actions.low) / 2, (self.actions.high - self.actions.low) / 2
+        return (action - middle) / half
+
+    def target(self, state: Tensor, next_state: Tensor) -> Tensor:
+        """What a network should say, (..., D)."""
+        return (next_state - self.kept * state - self.shift) / self.spread
+
+    def step(self, state: Tensor, said: Tensor) -> Tensor:
+        """The inverse: the next state, in the state's dtype."""
+        return (self.kept * state + self.shift + self.spread * said).to(state.dtype)
+
+
+def frame(data: Transitions, actions: Discrete | Box, *, angles: tuple[int, ...] = (), unseen: tuple[int, ...] = (),
+          absolute: tuple[int, ...] = (), inside: bool = False) -> Frame:
+    """Units from data. ``unseen`` dimensions are hidden, of ``absolute`` ones the next value is said, not the difference.
+
+    Raises:
+        ValueError: no such dimension, or none that is seen.
+    """
+    state, next_state = data.state.double(), data.next_state.double()
+    D = state.shape[1]
+    for name, some in (("unseen", unseen), ("absolute", absolute)):
+        if not set(some) <= set(range(D)):
+            raise ValueError(f"{name}: expected dimensions of the state, 0..{D - 1}, got {tuple(some)}")
+    seen = inputs.of(state, angles, inside)
+    shown = ~torch.isin(seen.source, torch.tensor(unseen, dtype=torch.int64))
+    if not shown.any():
+        raise ValueError(f"unseen: expected some of {D} dimensions to be seen, got {tuple(unseen)}; hide fewer")
+    kept = torch.tensor([float(d not in absolute) for d in range(D)], dtype=torch.float64)
+    tensors = {name: value[shown] for name, value in vars(seen).items()}
+    value, change = seen(state)[:, shown], next_state - kept * state
+    return Frame(actions, {**tensors, "center": value.mean(0), "scale": spread(value), "kept": kept,
+                           "shift": change.mean(0), "spread": spread(change)})
+
+
+def spread(x: Tensor) -> Tensor:
+    """Deviations of columns; 1 where nothing varies."""
+    deviation = x.std(0, unbiased=False)
+    return torch.where(deviation > 0, deviation, 1)
+
+
+def predict(units: Frame, network: Mlp, bounds: Bounds | None, context: Tensor, state: Tensor, action: Tensor,
+            generator: torch.Generator | None) -> Tensor:
+    """A DynamicsModel's ``predict`` with a network of [state, action, context]; without bounds nothing is drawn."""
+    home, here = state.device, context.device
+    state = state.to(here)
+    seen = units.see(state)
+    acts = units.act(action.to(here)).expand(*seen.shape[:2], -1)
+    out = network(torch.cat([seen.to(context), acts.to(context), context], dim=-1))
+    if bounds is not None:
+        out, log_variance = bounds(out)
+        if generator is not None:
+            noise = torch.randn(out.shape, generator=generator, device=generator.device, dtype=out.dtype).to(here)
+            out = out + (0.5 * log_variance).exp() * noise
+    return units.step(state, out).to(home)
+
+
+@dataclass(frozen=True)
+class Descent:
+    updates: int = 10_000          # gradient steps at most
+    batch: int = 256               # examples per member and update
+    learning_rate: float = 1e-3    # of Adam
+    schedule: str = "fixed"        # or "cosine": falls to 0
+    share: float = 0.1             # of the examples held out,
+    most: int = 5000               # but no more than these
+    persistence: float = 0.99      # of the rolling mean of the held-out misfit; training stops when it rises
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "batch", "most"):
+            check.count(name, getattr(self, name))
+        check.known("schedule", self.schedule, SCHEDULES)
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate!r}")
+        for name in ("share", "persistence"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a number from 0 to below 1, got {getattr(self, name)!r}")
+
+    def split(self, count: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Which of ``count`` examples are learned from, and which are held out."""
+        order = torch.randperm(count, generator=generator)
+        out = min(int(self.share * count), self.most)
+        return order[out:].sort().values, order[:out].sort().values
+
+
+def descend(module: nn.Module, loss: Callable[[Tensor], Tensor], misfits: Callable[[Tensor], Tensor], rows: Tensor,
+            held: Tensor, config: Descent, *, generator: torch.Generator, keep: Checkpoint,
+            progress: Callable[[dict], None] | None = None) -> list[dict]:
+    """Lower the members' losses by Adam, in place, until all updates are done or the rolling mean of what is held out rises.
+
+    Differs: examples are drawn with replacement, where the sources go through them in epochs.
+
+    Args:
+        loss: of examples (M, batch), by member: (M,). misfits: of examples (M, any number), without a gradient, summed
+            over examples and members, and how many there were: (2,).
+        rows: (M, examples) that each member learns from. held: (examples,) held out; may be empty, then nothing stops.
+        generator: of batches; on the CPU, so that a job draws the same everywhere.
+        keep: holds unfinished training; the same call goes on to the same bits.
+
+    Raises:
+        ValueError: the loss became NaN or Inf.
+    """
+    optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate, fused=True)
+    history: list[dict] = []
+    found = keep.resume()
+    if found:
+        kept, history = found
+        module.load_state_dict(part("module", kept))
+        load_moments(optimizer, part("adam", kept))
+        generator.set_state(kept["generator"])
+
+    def tensors() -> dict[str, Tensor]:
+        return {"generator": generator.get_state(), **named("module", module.state_dict()), **named("adam", moments(optimizer))}
+
+    started, total = time.monotonic() - (history[-1]["seconds"] if history else 0.0), 0.0
+    for update in range(history[-1]["update"] if history else 0, config.updates):
+        if update % TOLD == 0 and _rises([entry["held_out"] for entry in history], config.persistence):
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _slows(config, update)
+        losses = loss(rows.gather(1, torch.randint(rows.shape[1], (len(rows), config.batch), generator=generator)))
+        optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()                                  # members do not share parameters
+        optimizer.step()
+        total = total + losses.detach().mean()
+        done = update + 1
+        if done % TOLD == 0 or done == config.updates:
+            mean = float(total) / (update % TOLD + 1)
+            if not math.isfinite(mean):
+                raise ValueError(f"training diverged at update {done}: expected a finite loss, got {mean}; "
+                                 f"use a learning rate below {config.learning_rate}")
+            history.append({"update": done, "loss": mean, "held_out": _held_out(misfits, held, len(rows)),
+                            "seconds": time.monotonic() - started})
+            total = 0.0
+            if progress:
+                progress(history[-1])
+            keep.save(tensors, history)
+    keep.remove()
+    return history
+
+
+def _slows(config: Descent, update: int) -> float:
+    """Share of the learning rate that is left."""
+    return 1.0 if config.schedule == "fixed" else 0.5 * (1 + math.cos(math.pi * update / config.updates))
+
+
+@torch.no_grad()
+def _held_out(misfits: Callable[[Tensor], Tensor], held: Tensor, members: int) -> float | None:
+    """The mean misfit of what is held out."""
+    if len(held) == 0:
+        return None
+    total, count = sum(misfits(some.expand(members, -1)) for some in held.split(256)).tolist()
+    return total / count
+
+
+def _rises(held: list[float | None], persistence: float) -> bool:
+    """Whether the last value lifted the rolling mean, which starts well above the first value, as in CaDM's code."""
+    if not held or held[0] is None:
+        return False
+    mean = held[0] * 1.5 if held[0] > 0 else held[0] / 1.5
+    for value in held[1:-1]:
+        mean = persistence * mean + (1 - persistence) * value
+    return len(held) > 1 and held[-1] > mean
+
+
+def checked(data: Transitions, agents: int, actions: Discrete | Box) -> Transitions:
+    """The steps, on the CPU.
+
+    Raises:
+        ValueError: shapes that disagree, NaN or Inf, an agent out of range, an action outside the bounds, no steps.
+    """
+    check.count("agents", agents)
+    data = Transitions(*(torch.as_tensor(x).cpu() for x in (data.agent, data.state, data.action, data.next_state)))
+    check.shapes(agent=(data.agent, "B"), state=(data.state, "B D"), action=(data.action, "B A"),
+                 next_state=(data.next_state, "B D"))
+    if len(data.agent) == 0:
+        raise ValueError("data: expected steps to learn from, got none")
+    if data.agent.is_floating_point():
+        raise ValueError(f"agent: expected integers 0..{agents - 1}, got {data.agent.dtype}; number the agents")
+    check.within("agent", data.agent, agents)
+    actions.check(data.action, len(data.action))
+    check.finite("state", data.state)
+    check.finite("next_state", data.next_state)
+    return data
+
+
+def decay(network: Mlp, price: float, last: int) -> Tensor:
+    """price * sum over layers of k |W|^2 / 2, by member (M,), or 0; k is 1, 2, 3, 3, ... and ``last`` for the last layer."""
+    if price == 0:
+        return network.layers[0].weight.new_zeros(())
+    factors = [min(i + 1, 3) for i in range(len(network.layers) - 1)] + [last]
+    return price * sum(0.5 * k * layer.weight.square().sum((1, 2)) for k, layer in zip(factors, network.layers, strict=True))
+
+
+def fill(network: Mlp, *, generator: torch.Generator) -> Mlp:
+    """The start of PETS and CaDM: normal, cut at two deviations of 1 / (2 sqrt(inputs)); biases 0."""
+    for layer in network.layers:
+        deviation = 0.5 / math.sqrt(layer.weight.shape[1])
+        nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation, generator=generator)
+        nn.init.zeros_(layer.bias)
+    return network
+
+
+def save(path: str | Path, kind: str, networks: nn.Module, config: Any, personal: bool, history: list[dict]) -> None:
+    """A model's networks, with ``units``, and what they need beside their parameters."""
+    actions = networks.units.actions
+    io.save(path, kind, networks.state_dict(), {
+        "config": {name: value for name, value in asdict(config).items() if name != "descent"}, "personal": personal,
+        "discrete": isinstance(actions, Discrete), "actions": vars(actions), "history": history})
+
+
+def load(path: str | Path, kind: str, config: type) -> tuple[dict[str, Tensor], Frame, Any, dict]:
+    """Parameters, units, settings (but how it was trained) and header of what ``save`` wrote."""
+    tensors, header = io.load(path, kind)
+    actions = (Discrete if header["discrete"] else Box)(**header["actions"])
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in header["config"].items()}
+    units = Frame(actions, {name: tensors[f"units.{name}"] for name in FRAME})
+    return tensors, units, config(**settings), header
