@@ -35,7 +35,8 @@ class Options:
     settings: str = "best"
     """best (ours), or paper (as published)"""
     methods: tuple[str, ...] | None = None
-    """which methods: persim, pooled, true-env-mpc, cloned, uniform; by default all that these settings have"""
+    """which methods: by default persim, pooled, true-env-mpc, cloned, uniform, as far as these settings have them; baselines
+    run when named: vanilla-cadm, pe-ts-cadm, e-pets, bcq-p, bcq-a, cql-p, cql-a, morel-p, morel-a"""
     datasets: tuple[str, ...] | None = None
     """which logged data: random, pure, pure-eps-20, pure-eps-40; by default random for tiny and quick, all for others"""
     agents: tuple[int, ...] = (1, 2, 3, 4, 5)
@@ -132,7 +133,7 @@ def _cells(options: Options) -> list[Cell]:
     check.known("budget", options.budget, cases.BUDGET_NAMES)
     check.known("settings", options.settings, cases.SETTINGS)
     known = cases.methods(options.settings, options.env)
-    methods = known if options.methods is None else options.methods
+    methods = cases.methods(options.settings, options.env, baselines=False) if options.methods is None else options.methods
     for method in methods:
         check.known("method", method, known)      # of these settings and this environment
     datasets = options.datasets

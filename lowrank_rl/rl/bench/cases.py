@@ -17,7 +17,8 @@ from lowrank_rl.rl.contracts import DynamicsModel, Environment, Policy
 from lowrank_rl.rl.envs import cartpole, halfcheetah, mountaincar
 from lowrank_rl.rl.models.ensemble_mean import EnsembleMean
 from lowrank_rl.rl.models.multistep import MultiStep
-from lowrank_rl.rl.models.persim import Exact, PerSim, PerSimConfig
+from lowrank_rl.rl.models.persim import Exact, PerSimConfig
+from lowrank_rl.rl.models.true_env import TrueEnv
 from lowrank_rl.rl.plan import CEMConfig, ICEMConfig, ShootingConfig, cem, icem, random_shooting
 from lowrank_rl.rl.policies.cloned import CloneConfig, Cloned
 from lowrank_rl.rl.policies.mpc import MPC
@@ -41,6 +42,7 @@ class Method:
     learns: bool       # from a data set: a simulator if it plans, otherwise a policy
     plans: bool        # acts by planning in a model
     personal: bool     # knows which agent it deals with
+    baseline: bool = False     # of the paper's tables or ours to beat: runs when it is named (baselines.py)
 
 
 METHODS = {
@@ -49,6 +51,11 @@ METHODS = {
     "true-env-mpc": Method(False, True, True),   # the same planner with the true dynamics
     "cloned": Method(True, False, True),   # each agent's logged policy, learned from all logs together (``best`` HalfCheetah)
     "uniform": Method(False, False, False),   # uniformly random actions
+    "vanilla-cadm": Method(True, True, True, True),   # one model that tells agents apart by their last steps
+    "pe-ts-cadm": Method(True, True, True, True),   # the same as a probabilistic ensemble with particles
+    "e-pets": Method(True, True, True, True),   # a probabilistic ensemble with an embedding of each agent
+    # policies learned without planning, from everybody's steps (-p) or from each test agent's own (-a)
+    **{f"{name}-{form}": Method(True, False, form == "a", True) for name in ("bcq", "cql", "morel") for form in "pa"},
 }
 
 LEARNING = {
@@ -134,9 +141,10 @@ BUDGETS = {
 BUDGET_NAMES = ("tiny", "quick", "small", "paper")
 
 
-def methods(settings: str, environment: str) -> tuple[str, ...]:
-    """Those that can run."""
-    return tuple(name for name in METHODS if name != "cloned" or (settings, environment) in CLONING)
+def methods(settings: str, environment: str, baselines: bool = True) -> tuple[str, ...]:
+    """Those that can run, with or without baselines."""
+    return tuple(name for name, method in METHODS.items() if (name != "cloned" or (settings, environment) in CLONING)
+                 and (baselines or not method.baseline))
 
 
 def learning(settings: str, environment: str, budget: Budget) -> PerSimConfig:
@@ -158,9 +166,9 @@ def planning_policy(settings: str, environment: Environment, model: DynamicsMode
     check.known("planning", (settings, environment.name), PLANNING)
     plan = plan or PLANNING[settings, environment.name]
     price: Tensor | None = None
-    if plan.price and isinstance(model, PerSim):
+    if plan.price and not isinstance(model, TrueEnv):
         price = plan.price / (model.unit * len(model.unit))
-    if (settings, environment.name) in FROM_MEAN and model.members > 1:
+    if (settings, environment.name) in FROM_MEAN and model.members > 1 and not model.noisy:
         model = EnsembleMean(model)
     search = partial(SEARCH[type(plan.planner)], actions=environment.actions, config=plan.planner)
     proposals = partial(guide.propose, horizon=plan.planner.horizon) if guide and guide.useful else None

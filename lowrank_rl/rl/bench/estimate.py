@@ -7,17 +7,19 @@ import torch
 
 from lowrank_rl import rng
 from lowrank_rl.rl import data
-from lowrank_rl.rl.bench import cases
+from lowrank_rl.rl.bench import baselines, cases
 from lowrank_rl.rl.bench.store import Cell
-from lowrank_rl.rl.contracts import Environment, Transitions, fresh_view
+from lowrank_rl.rl.contracts import DynamicsModel, Environment, EpisodeView, Transitions
 from lowrank_rl.rl.models.persim import PerSim, fit_persim
 from lowrank_rl.rl.models.true_env import TrueEnv
+from lowrank_rl.rl.policies.uniform import Uniform
 from lowrank_rl.tensor import ALSConfig
 
 # steps of a random trajectory and of a test episode, for the estimate only (paper, Table 5; ours)
 TYPICAL = {"mountaincar": (500, 150), "cartpole": (23, 200), "halfcheetah": (1000, 1000)}
 PROBE_BATCHES = 8
 PROBE_UPDATES = 3
+PROBE_SHORT = (3, 12)      # updates of two short trainings of a baseline; thousands of steps of PPO
 PROBE_ENTRIES = 30_000     # of exact solves, part of whose cost does not grow with the entries
 
 
@@ -28,7 +30,9 @@ def seconds(cell: Cell, device: str) -> tuple[float, float]:
     logged, acted = TYPICAL[cell.environment]
     acted = min(acted, budget.return_steps or acted)
     training, model = 0.0, None
-    if method.learns and method.plans:
+    if method.baseline:
+        training, model = _baseline_probe(cell, environment, device)
+    elif method.learns and method.plans:
         config = cases.learning(cell.settings, cell.environment, budget)
         model, training = _train_probe(environment, config, device, budget.agents * logged)
     elif method.plans:
@@ -36,6 +40,31 @@ def seconds(cell: Cell, device: str) -> tuple[float, float]:
     if model is None:
         return training, 1.0
     return training, _decision(environment, cell, model, budget.return_episodes) * acted
+
+
+def _baseline_probe(cell: Cell, environment: Environment, device: str) -> tuple[float, DynamicsModel | None]:
+    """Seconds that a baseline's training would take, by two short ones on random logs of five agents; and its simulator."""
+    episodes = data.collect(environment, data.agents(environment, 5, seed=0), torch.arange(5), Uniform(environment.actions),
+                            seed=0, what="probe", max_steps=60)
+    config, model, took = baselines.learning(cell), None, []
+    for count in PROBE_SHORT:
+        started = time.monotonic()
+        if cases.METHODS[cell.method].plans:
+            model = baselines.fit_simulator(replace(config, descent=replace(config.descent, updates=count)), episodes,
+                                            environment, seed=0, device=device)
+        elif isinstance(config, baselines.WorldAndPolicy):
+            few = replace(config, model=replace(config.model, updates=count),
+                          policy=replace(config.policy, steps=1000 * count, clone=count))
+            baselines.fit_policy(cell, few, episodes, environment, seed=0, device=device)
+        else:
+            baselines.fit_policy(cell, replace(config, updates=count), episodes, environment, seed=0, device=device)
+        took.append(time.monotonic() - started)
+    each = max(0.0, took[1] - took[0]) / (PROBE_SHORT[1] - PROBE_SHORT[0])
+    if model is not None:
+        return each * config.descent.updates, baselines.planned(cell, model)
+    if isinstance(config, baselines.WorldAndPolicy):
+        return each * config.policy.steps / 1000, None
+    return each * config.updates, None
 
 
 def _train_probe(environment: Environment, config: cases.PerSimConfig, device: str, transitions: int) -> tuple[PerSim, float]:
@@ -59,11 +88,14 @@ def _train_probe(environment: Environment, config: cases.PerSimConfig, device: s
     return model, training
 
 
-def _decision(environment: Environment, cell: Cell, model: PerSim | TrueEnv, episodes: int) -> float:
+def _decision(environment: Environment, cell: Cell, model: DynamicsModel, episodes: int) -> float:
     """Seconds to plan one step of all episodes of one agent."""
     policy = cases.planning_policy(cell.settings, environment, model)
     state = torch.cat([environment.reset(1, generator=rng.stream(0, "probe", i)) for i in range(episodes)])
-    view = fresh_view(torch.zeros(episodes, dtype=torch.int64), state, environment.actions.size)
+    K, D = policy.past, state.shape[1]
+    agent = torch.zeros(episodes, dtype=torch.int64)
+    view = EpisodeView(torch.arange(episodes), agent, state, state.new_zeros(episodes, K, D), environment.actions.sample(
+        (episodes, K), generator=rng.stream(0, "probe")), torch.zeros((episodes, K), dtype=torch.bool))
     generators = [rng.stream(0, "probe", i) for i in range(episodes)]
     policy.reset(view.agent)
     policy.act(view, generators=generators)     # warms up compiled code

@@ -9,6 +9,7 @@ from importlib.resources import files
 import numpy as np
 
 from lowrank_rl import rng
+from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.bench.scores import scales
 from lowrank_rl.rl.bench.statistics import Runs, iqm, iqm_interval, mean_sd
 from lowrank_rl.rl.bench.store import Cell, Record
@@ -51,13 +52,17 @@ def footnotes(environment: Environment, cells: Iterable[Cell], records: dict[Cel
     if have:
         first = have[0]
         budget = first.config["budget"]
-        members = sorted({r.config["learning"]["members"] for r in have if "learning" in r.config})
+        members = sorted({r.config["learning"]["members"] for r in have if "members" in r.config.get("learning", {})})
         ensembles = f"{' or '.join(map(str, members))} member(s), " if members else ""
         lines.append(f"Budget {first.cell.budget}, settings {first.cell.settings}: {_seeds(have)}, "
                      f"{budget['agents']} agents, {ensembles}{budget['return_episodes']} episodes per agent and seed for "
                      f"returns, {budget['error_episodes']} for errors. ± is the standard deviation (n - 1) "
                      "over seeds, as the paper's over 5 repeats; over episodes where there is one seed or nothing to train, "
                      "as the paper's for True env+MPC must be.")
+        lines += _efforts(have)
+        always = [str(r.cell) for r in have if r.same_action == 1]
+        if always:
+            lines.append(f"**Always the same action:** {', '.join(always)}.")
         if budget["return_steps"]:
             lines.append(f"**Our returns here are of the first {budget['return_steps']} of {environment.max_steps} steps; "
                          "the paper's are of whole episodes, so the two do not compare.** Use a larger --budget for that.")
@@ -75,6 +80,20 @@ def footnotes(environment: Environment, cells: Iterable[Cell], records: dict[Cel
     if missing:
         lines.append(f"Not run yet: {len(missing)} of {len(cells)} cells; the same command goes on with them.")
     return "\n\n".join(lines)
+
+
+def _efforts(records: list[Record]) -> list[str]:
+    """How many updates stand behind each baseline, where there are any."""
+    found: dict[str, set[int]] = {}
+    for record in records:
+        learning = record.config.get("learning", {})
+        of = learning.get("policy") or learning.get("descent") or learning
+        if cases.METHODS[record.cell.method].baseline:
+            found.setdefault(record.cell.method, set()).add(of.get("updates") or of.get("steps"))
+    if not found:
+        return []
+    told = ", ".join(f"{method} {' or '.join(map(str, sorted(counts)))}" for method, counts in found.items())
+    return [f"Updates of baselines (MOReL: steps of PPO): {told}; the paper's BCQ had 550000."]
 
 
 def _seeds(records: list[Record]) -> str:

@@ -9,9 +9,10 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +21,17 @@ from lowrank_rl import check, rng
 from lowrank_rl.files import whole
 from lowrank_rl.rl import data, evaluate
 from lowrank_rl.rl.behaviour.trained import fingerprint, tester
-from lowrank_rl.rl.bench import cases
+from lowrank_rl.rl.bench import baselines, cases
 from lowrank_rl.rl.bench.store import Cell, Record
 from lowrank_rl.rl.contracts import DynamicsModel
 from lowrank_rl.rl.models.persim import PerSim, PerSimConfig, fit_persim
 from lowrank_rl.rl.models.true_env import TrueEnv
 from lowrank_rl.rl.policies.cloned import Cloned, fit_cloned
+from lowrank_rl.rl.policies.offline import Learned
 from lowrank_rl.rl.policies.uniform import Uniform
 
 Say = Callable[[str, float], None]     # what is being done, and the share done
+LOOKS = 5     # episodes per agent of a look at an unfinished policy
 
 
 def data_path(out: Path, cell: Cell) -> Path:
@@ -39,8 +42,7 @@ def data_path(out: Path, cell: Cell) -> Path:
 
 def model_path(out: Path, cell: Cell) -> Path:
     """Named by what it is and a hash of every setting, so that changed settings train anew."""
-    budget = cases.BUDGETS[cell.budget, cell.environment]
-    config = asdict(cases.learning(cell.settings, cell.environment, budget))
+    config = asdict(_learning(cell))
     digest = hashlib.blake2b(json.dumps([config, data_path(out, cell).name]).encode(), digest_size=4).hexdigest()
     return out / "models" / f"{cell.environment}-{cell.dataset}-{cell.method}-seed{cell.seed}-{digest}.safetensors"
 
@@ -53,13 +55,26 @@ def policy_path(out: Path, cell: Cell) -> Path:
     return out / "models" / f"{cell.environment}-{cell.dataset}-cloned-{who}-seed{cell.seed}-{digest}.safetensors"
 
 
+def _learning(cell: Cell) -> Any:
+    """The settings of its training under its budget."""
+    if cases.METHODS[cell.method].baseline:
+        return baselines.learning(cell)
+    return cases.learning(cell.settings, cell.environment, cases.BUDGETS[cell.budget, cell.environment])
+
+
 def _simulates(cell: Cell) -> bool:
     method = cases.METHODS[cell.method]
     return method.learns and method.plans
 
 
+def _acts(cell: Cell) -> bool:
+    """Whether it learns a policy that acts without a simulator, as baselines do."""
+    method = cases.METHODS[cell.method]
+    return method.baseline and not method.plans
+
+
 def _clones(cell: Cell) -> bool:
-    return cases.METHODS[cell.method].learns and (cell.settings, cell.environment) in cases.CLONING
+    return cases.METHODS[cell.method].learns and not _acts(cell) and (cell.settings, cell.environment) in cases.CLONING
 
 
 def _loggers(cell: Cell) -> str:
@@ -85,7 +100,9 @@ def check_files(out: Path, cells: Iterable[Cell]) -> None:
         if _simulates(cell):
             parts += [(model_path(out, cell), load_model), (trace_path(out, cell), load_trace)]
         if _clones(cell):
-            parts.append((policy_path(out, cell), load_policy))
+            parts.append((policy_path(out, cell), load_clone))
+        if _acts(cell):
+            parts.append((model_path(out, cell), load_policy))
         for path, load in parts:
             if path.exists():
                 load(out, cell)
@@ -107,13 +124,15 @@ def load_data(out: Path, cell: Cell) -> data.Episodes:
     return episodes
 
 
-def load_model(out: Path, cell: Cell) -> PerSim:
+def load_model(out: Path, cell: Cell) -> DynamicsModel:
     """The trained simulator of a cell.
 
     Raises:
         ValueError: missing, corrupt, or another one than the cell's.
     """
     path, environment = model_path(out, cell), cases.ENVIRONMENTS[cell.environment]
+    if cases.METHODS[cell.method].baseline:
+        return baselines.load_simulator(cell, path)
     model = PerSim.load(path)
     wanted = (len(environment.state_names), cases.BUDGETS[cell.budget, cell.environment].agents,
               cases.METHODS[cell.method].personal)
@@ -123,7 +142,20 @@ def load_model(out: Path, cell: Cell) -> PerSim:
     return model
 
 
-def load_policy(out: Path, cell: Cell) -> Cloned:
+def load_policy(out: Path, cell: Cell) -> Learned:
+    """The policies that a baseline learned.
+
+    Raises:
+        ValueError: missing, corrupt, or those of another number of agents.
+    """
+    path, agents = model_path(out, cell), cases.BUDGETS[cell.budget, cell.environment].agents
+    policy = baselines.load_policy(cell, path)
+    if len(policy.run) != agents:
+        raise ValueError(f"{path}: expected policies for {agents} agents, got some for {len(policy.run)}; remove it")
+    return policy
+
+
+def load_clone(out: Path, cell: Cell) -> Cloned:
     """The cloned policy of a cell.
 
     Raises:
@@ -173,13 +205,15 @@ def train(out: Path, cell: Cell, device: str, say: Say) -> None:
         _clone(out, cell, say)
     if _simulates(cell):
         _train_simulators(out, cell, device, say)
+    if _acts(cell):
+        _train_policies(out, cell, device, say)
 
 
 def _clone(out: Path, cell: Cell, say: Say) -> None:
     """Clone the policies that logged a cell's data, unless that is done: less than a minute."""
     path, method = policy_path(out, cell), cases.METHODS[cell.method]
     if path.exists():
-        load_policy(out, cell)
+        load_clone(out, cell)
         return
     environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
     say("cloning the policies of the logs", 0.0)
@@ -197,23 +231,73 @@ def _train_simulators(out: Path, cell: Cell, device: str, say: Say) -> None:
         load_model(out, cell)
         return
     environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
-    config = cases.learning(cell.settings, cell.environment, budget)
-    episodes = load_data(out, cell)
-
-    what, last = ("sweep", config.exact.solver.sweeps) if config.exact else ("epoch", config.adam.epochs)
-
-    def progress(entry: dict) -> None:
-        name, at, end = what, entry.get("epoch"), last
-        if "update" in entry:
-            name, at, end = "update", entry["update"], config.multistep.updates
-        say(f"training, {name} {at}/{end}, loss {entry['loss']:.2e}", at / end)
-
+    config, episodes = _learning(cell), load_data(out, cell)
     check.writable_folder(path.parent)
-    model = fit_persim(episodes.transitions(), budget.agents, environment.actions, config,
-                       seed=rng.integer(cell.seed, cell.environment, cell.method), device=device,
-                       personal=cases.METHODS[cell.method].personal, progress=progress,
-                       checkpoint=path.with_suffix(".checkpoint"))
+    options = {"seed": rng.integer(cell.seed, cell.environment, cell.method), "device": device,
+               "progress": partial(_told, say, config), "checkpoint": path.with_suffix(".checkpoint")}
+    if cases.METHODS[cell.method].baseline:
+        model = baselines.fit_simulator(config, episodes, environment, **options)
+    else:
+        model = fit_persim(episodes.transitions(), budget.agents, environment.actions, config,
+                           personal=cases.METHODS[cell.method].personal, **options)
     model.save(path)
+
+
+def _told(say: Say, config: Any, entry: dict) -> None:
+    """An entry of a training's history, in words."""
+    if "update" in entry:
+        of = config.multistep if isinstance(config, PerSimConfig) else getattr(config, "descent", config)
+        what, at, end = "update", entry["update"], of.updates
+    elif config.exact:
+        what, at, end = "sweep", entry["epoch"], config.exact.solver.sweeps
+    else:
+        what, at, end = "epoch", entry["epoch"], config.adam.epochs
+    say(f"training, {what} {at}/{end}, loss {entry['loss']:.2e}", at / end)
+
+
+def _told_of_policy(say: Say, length: int, entry: dict) -> None:
+    """The same of a policy's, or of the model that MOReL begins with."""
+    if "update" in entry:
+        say(f"training, update {entry['update']}/{length}, loss {entry['loss'] or float('nan'):.2e}", entry["update"] / length)
+    else:
+        say(f"training its model, epoch {entry['epoch']}, loss {entry['loss']:.2e}", 0.0)
+
+
+def _train_policies(out: Path, cell: Cell, device: str, say: Say) -> None:
+    """Learn the policies of a baseline, unless they are there; resumes where it was killed.
+
+    Their history ends with a curve: the test agents' returns in the true environment after a tenth, two tenths, ... of the
+    updates. It is for people to look at; nothing is chosen by it.
+    """
+    path = model_path(out, cell)
+    if path.exists():
+        load_policy(out, cell)
+        return
+    environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
+    check.writable_folder(path.parent)
+    looks = path.with_suffix(".curve")
+    curve = {int(at): found for at, found in json.loads(looks.read_text()).items()} if looks.exists() else {}
+    tests = list(range(len(environment.test_agents)))
+    covariates = data.agents(environment, budget.agents, seed=cell.seed)
+
+    def watch(done: int, policy: Learned) -> None:
+        able = [agent for agent in tests if policy.able(agent)]
+        if done not in curve and able:
+            found, _ = evaluate.returns(environment, policy, covariates, able, episodes=min(LOOKS, budget.return_episodes),
+                                        seed=cell.seed, max_steps=budget.return_steps)
+            curve[done] = dict(zip(able, found.mean(1).tolist(), strict=True))
+            with whole(looks) as partial_file:
+                partial_file.write_text(json.dumps(curve))
+
+    config = _learning(cell)
+    policy = baselines.fit_policy(cell, config, load_data(out, cell), environment, watch=watch, device=device,
+                                  seed=rng.integer(cell.seed, cell.environment, cell.method),
+                                  progress=partial(_told_of_policy, say, baselines.length(cell, config)),
+                                  checkpoint=path.with_suffix(".checkpoint"))
+    policy.history = [*policy.history, {"curve": {str(at): {str(agent): x for agent, x in found.items()}
+                                                  for at, found in sorted(curve.items())}}]
+    policy.save(path, baselines.kind(cell))
+    looks.unlink(missing_ok=True)
 
 
 def settings_of(cell: Cell) -> dict:
@@ -223,8 +307,8 @@ def settings_of(cell: Cell) -> dict:
     if method.learns:
         tested = fingerprint(cases.ENVIRONMENTS[cell.environment], test=True)
         settings["policies"] = {"logged": _loggers(cell), "tested": tested}
-    if _simulates(cell):
-        settings["learning"] = asdict(cases.learning(cell.settings, cell.environment, budget))
+    if _simulates(cell) or _acts(cell):
+        settings["learning"] = asdict(_learning(cell))
     if _clones(cell):
         settings["cloning"] = asdict(cases.CLONING[cell.settings, cell.environment])
     if method.plans:
@@ -256,28 +340,40 @@ def run_cell(out: Path, cell: Cell, device: str, say: Say) -> Record:
     number = cell.agent - 1
     model: DynamicsModel | None = None
     results: dict = {}
-    guide = load_policy(out, cell) if _clones(cell) else None
+    guide = load_clone(out, cell) if _clones(cell) else None
     if _simulates(cell):
         model = load_model(out, cell)
         model.module.to(device)
+        trained = model.history[-1] if method.baseline else {**model.cp.history_[-1], "stopped": model.cp.stopped_}
         say("prediction error", 0.0)
         error = evaluate.prediction_error(environment, model, covariates, [number], tester(environment, budget.agents),
                                           episodes=budget.error_episodes, seed=cell.seed)[number]
         _save_trace(trace_path(out, cell), error)
         results |= {"rmse": error.rmse, "r2": error.r2, "error_episodes": error.episodes,
                     "error_by_step": [None if np.isnan(x) else float(x) for x in error.by_step],
-                    "training": {**model.cp.history_[-1], "stopped": model.cp.stopped_}}
+                    "training": trained}
+        model = baselines.planned(cell, model)
     elif method.plans:
         model = TrueEnv(environment, covariates)
     policy = guide or Uniform(environment.actions)
+    if _acts(cell):
+        policy = load_policy(out, cell)
+        *history, last = policy.history
+        results["training"] = {**history[-1], "curve": {at: found[str(number)] for at, found in last["curve"].items()
+                                                        if str(number) in found}}
     if model:
         policy = cases.planning_policy(cell.settings, environment, model, guide)
     totals, episodes = evaluate.returns(environment, policy, covariates, [number], episodes=budget.return_episodes,
                                         seed=cell.seed, max_steps=budget.return_steps,
                                         progress=lambda t, limit: say(f"acting, step {t}", t / limit))
     return Record(cell, "done", returns=totals[0].tolist(), lengths=episodes.lengths.tolist(), config=settings_of(cell),
-                  non_finite=policy.non_finite if model else 0, commit=_commit(), versions=_versions(),
-                  device=_device(device), seconds=time.monotonic() - started, **results)
+                  same_action=_same(episodes), non_finite=policy.non_finite if model else 0, commit=_commit(),
+                  versions=_versions(), device=_device(device), seconds=time.monotonic() - started, **results)
+
+
+def _same(episodes: data.Episodes) -> float:
+    """The share of the commonest action; 1 where a policy collapsed to doing always the same."""
+    return float(np.unique(episodes.action, axis=0, return_counts=True)[1].max() / len(episodes.action))
 
 
 def _save_trace(path: Path, error: evaluate.PredictionError) -> None:

@@ -41,6 +41,7 @@ class Record:
     error_episodes: int = 0
     error_by_step: list[float | None] = field(default_factory=list)
     non_finite: int = 0                                          # candidate plans with a NaN or Inf score
+    same_action: float | None = None                             # share of the commonest action; older records do not say
     config: dict = field(default_factory=dict)                   # every setting used
     training: dict = field(default_factory=dict)                 # last epoch's entry, why it stopped
     commit: str = ""
@@ -104,7 +105,7 @@ class Store:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path}, line {number}: expected a record, got a corrupt line; "
                              "remove that line or use another --out") from error
-        odd = set(values) ^ {f.name for f in fields(Record)}
+        odd = ({"same_action"} | set(values)) ^ {f.name for f in fields(Record)}
         if not isinstance(cell, dict) or not all(isinstance(value, str | int) for value in cell.values()):
             odd |= {"cell"}
         else:

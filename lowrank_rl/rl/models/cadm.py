@@ -84,6 +84,11 @@ class CaDM:
         self.module, self.config, self.personal, self.history = module, config, personal, history
         self.members, self.past, self.noisy = config.members, config.past, config.probabilistic
 
+    @property
+    def unit(self) -> Tensor:
+        """The spread of what is predicted of each dimension, most often a state difference, in the training data, (D,)."""
+        return self.module.units.spread
+
     @torch.no_grad()
     def context(self, view: EpisodeView) -> Tensor:
         units = self.module.units

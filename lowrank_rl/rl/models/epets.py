@@ -71,6 +71,11 @@ class EPETS:
         """The agents' embeddings, (M, N, E)."""
         return self.module.agents.detach()
 
+    @property
+    def unit(self) -> Tensor:
+        """The spread of what is predicted of each dimension, most often a state difference, in the training data, (D,)."""
+        return self.module.units.spread
+
     def context(self, view: EpisodeView) -> Tensor:
         check.within("agent", view.agent, self.rows.shape[1])
         agent = view.agent if self.personal else torch.zeros_like(view.agent)

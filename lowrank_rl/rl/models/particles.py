@@ -24,6 +24,11 @@ class Particles:
             raise ValueError(f"count: expected a multiple of {model.members} (members), got {count}")
         self.model, self.members, self.past = model, count, model.past
 
+    @property
+    def unit(self) -> Tensor:
+        """The model's, (D,)."""
+        return self.model.unit
+
     def context(self, view: EpisodeView) -> Tensor:
         return self.model.context(view).repeat_interleave(self.members // self.model.members, dim=0)
 

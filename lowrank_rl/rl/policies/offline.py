@@ -118,6 +118,11 @@ class Learned:
         # in float64, since the last bits of a matrix product depend on how many rows it has
         self._own = [{name: network.alone(g).double() for name, network in networks.items()} for g in range(len(center))]
 
+    def able(self, agent: int) -> bool:
+        """Whether it has a policy for the agent."""
+        run = int(self.run[agent])
+        return run >= 0 and int(self.failed[run]) < 0
+
     def reset(self, agent: Tensor) -> None:
         check.within("agent", agent, len(self.run))
         for number in agent.unique().tolist():

@@ -123,7 +123,15 @@ def test_a_bad_line_in_the_middle_is_refused_and_kept(tmp_path, bad, words):
     assert store.path.read_bytes() == content
 
 
-@pytest.mark.parametrize("lost", [f.name for f in fields(Record)])
+def test_a_record_older_than_a_field_is_taken(tmp_path):
+    values = asdict(GOOD)
+    del values["same_action"]
+    Store(tmp_path).path.write_text(json.dumps(values) + "\n")
+    record, = Store(tmp_path).load().values()
+    assert record.same_action is None
+
+
+@pytest.mark.parametrize("lost", [f.name for f in fields(Record) if f.name != "same_action"])
 def test_a_record_without_a_field_is_refused(tmp_path, lost):
     values = asdict(GOOD)
     del values[lost]

@@ -1,0 +1,150 @@
+"""The methods that PerSim is compared with, as data: how each is learned, with which settings, from how much.
+
+Settings are the sources' (docs/baselines.md). ``best`` and ``paper`` differ in how simulators are planned in, not here. A
+budget takes a share of the updates.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrank_rl.rl.bench import cases
+from lowrank_rl.rl.bench.store import Cell
+from lowrank_rl.rl.contracts import Discrete, DynamicsModel, Environment
+from lowrank_rl.rl.data import Episodes
+from lowrank_rl.rl.envs import halfcheetah
+from lowrank_rl.rl.models.cadm import CaDM, CaDMConfig, fit_cadm
+from lowrank_rl.rl.models.epets import EPETS, EPETSConfig, fit_epets
+from lowrank_rl.rl.models.mlp_ensemble import MlpEnsembleConfig, fit_or_load
+from lowrank_rl.rl.models.particles import Particles
+from lowrank_rl.rl.policies import bcq, bcq_continuous, cql, cql_continuous, morel
+from lowrank_rl.rl.policies.offline import Learned
+
+CHEETAH = {"angles": (halfcheetah.PITCH,)}
+CADM = {"mountaincar": {}, "cartpole": {},      # HalfCheetah: as released, without its velocity, which is predicted itself
+        "halfcheetah": {**CHEETAH, "unseen": (0,), "absolute": (0,)}}
+SIMULATORS: dict[tuple[str, str], Any] = {
+    **{("vanilla-cadm", name): CaDMConfig(members=1, probabilistic=False, **more) for name, more in CADM.items()},
+    **{("pe-ts-cadm", name): CaDMConfig(**more) for name, more in CADM.items()},
+    ("e-pets", "mountaincar"): EPETSConfig(), ("e-pets", "cartpole"): EPETSConfig(),
+    ("e-pets", "halfcheetah"): EPETSConfig(**CHEETAH, inside=True),
+}
+PARTICLES = {"pe-ts-cadm": 20}      # that a plan is followed with (paper, appendix D.2); others: one for each member
+FITS = {CaDMConfig: (fit_cadm, CaDM.load), EPETSConfig: (fit_epets, EPETS.load)}
+
+
+@dataclass(frozen=True)
+class WorldAndPolicy:
+    """MOReL's two parts."""
+    model: MlpEnsembleConfig
+    policy: morel.MOReLConfig
+
+
+SMALL = WorldAndPolicy(MlpEnsembleConfig(hidden=(128, 128)), morel.MOReLConfig(penalty=-50.0))
+POLICIES: dict[tuple[str, str], Any] = {
+    **{("bcq", name): bcq.BCQConfig() for name in ("mountaincar", "cartpole")}, ("bcq", "halfcheetah"):
+        bcq_continuous.ContinuousBCQConfig(),
+    **{("cql", name): cql.CQLConfig() for name in ("mountaincar", "cartpole")}, ("cql", "halfcheetah"):
+        cql_continuous.ContinuousCQLConfig(),
+    **{("morel", name): SMALL for name in ("mountaincar", "cartpole")}, ("morel", "halfcheetah"):
+        WorldAndPolicy(MlpEnsembleConfig(hidden=(1024, 1024)), morel.MOReLConfig(penalty=-200.0)),
+}
+# Share of the updates of simulators, and of policies
+EFFORT = {
+    **{("tiny", name): (0.001, 0.0001) for name in cases.ENVIRONMENTS},
+    **{("quick", name): (0.1, 0.01) for name in ("mountaincar", "cartpole")}, ("quick", "halfcheetah"): (0.05, 0.001),
+    **{("small", name): (0.5, 0.2) for name in ("mountaincar", "cartpole")}, ("small", "halfcheetah"): (0.5, 0.01),
+    **{("paper", name): (1.0, 1.0) for name in cases.ENVIRONMENTS},
+}
+
+
+def learning(cell: Cell) -> Any:
+    """The settings of a baseline's training under its budget.
+
+    Raises:
+        ValueError: the cell's method is no baseline.
+    """
+    simulators, policies = EFFORT[cell.budget, cell.environment]
+    members = cases.BUDGETS[cell.budget, cell.environment].members
+
+    def shared(config: Any, share: float, name: str = "updates") -> Any:
+        return replace(config, **{name: max(2, round(getattr(config, name) * share))})
+    if (cell.method, cell.environment) in SIMULATORS:
+        config = SIMULATORS[cell.method, cell.environment]
+        return replace(config, members=min(members, config.members), descent=shared(config.descent, simulators))
+    config = POLICIES.get((cell.method[:-2], cell.environment))
+    if config is None:
+        raise ValueError(f"method {cell.method!r}: expected a baseline, got another")
+    if isinstance(config, WorldAndPolicy):
+        return replace(config, policy=shared(config.policy, policies, "steps"), model=shared(config.model, simulators))
+    return shared(config, policies)
+
+
+def fit_simulator(config: Any, episodes: Episodes, environment: Environment, **options: Any) -> DynamicsModel:
+    """Options: seed, device, progress, checkpoint."""
+    return FITS[type(config)][0](episodes.transitions(), len(episodes), environment.actions, config, **options)
+
+
+def load_simulator(cell: Cell, path: Path) -> DynamicsModel:
+    """Raises ValueError for a missing, corrupt or foreign file."""
+    return FITS[type(SIMULATORS[cell.method, cell.environment])][1](path)
+
+
+def planned(cell: Cell, model: DynamicsModel) -> DynamicsModel:
+    """The simulator as plans see it: some follow several particles per member; but in the paper's budget one, at a quarter of
+    the cost (then the model itself, which draws for each member)."""
+    count = PARTICLES.get(cell.method, 0) if cell.budget == "paper" else 0
+    return Particles(model, count // model.members * model.members) if count else model
+
+
+def runs(cell: Cell, agents: int) -> Tensor:
+    """Which policy each agent's steps teach, (agents,): everybody's one, or each test agent's own."""
+    run = torch.zeros(agents, dtype=torch.int64)
+    if cases.METHODS[cell.method].personal:
+        tests = len(cases.ENVIRONMENTS[cell.environment].test_agents)
+        run[:tests], run[tests:] = torch.arange(tests), -1
+    return run
+
+
+def fit_policy(cell: Cell, config: Any, episodes: Episodes, environment: Environment, **options: Any) -> Learned:
+    """A policy for each test agent, or one for all. Options: those of ``offline.fit``."""
+    data, run = episodes.experience(), runs(cell, len(episodes))
+    if isinstance(config, WorldAndPolicy):
+        def fit_model(steps: Any, **more: Any) -> DynamicsModel:
+            return fit_or_load(steps, len(episodes), environment.actions, config.model, **more)
+        return morel.fit_morel(data, run, environment, config.policy, fit_model=fit_model, **options)
+    return _learner(cell, environment)[0](data, run, environment.actions, config, **options)
+
+
+def length(cell: Cell, config: Any) -> int:
+    """Updates of all runs together, as a policy's history counts them; MOReL's of PPO's steps in whole rollouts."""
+    if not isinstance(config, WorldAndPolicy):
+        return config.updates
+    size = config.policy.episodes * config.policy.rollout
+    tests = len(cases.ENVIRONMENTS[cell.environment].test_agents)
+    return -(-config.policy.steps // size) * size * (tests if cases.METHODS[cell.method].personal else 1)
+
+
+def load_policy(cell: Cell, path: Path) -> Learned:
+    """Raises ValueError for a missing, corrupt or foreign file."""
+    return _learner(cell, cases.ENVIRONMENTS[cell.environment])[1](path)
+
+
+def kind(cell: Cell) -> str:
+    """What the file of a cell's policy calls itself."""
+    return _learner(cell, cases.ENVIRONMENTS[cell.environment])[2]
+
+
+def _learner(cell: Cell, environment: Environment) -> tuple[Callable, Callable, str]:
+    discrete, name = isinstance(environment.actions, Discrete), cell.method[:-2]
+    if name == "morel":
+        return morel.fit_morel, morel.load, morel.KIND
+    if name == "bcq":
+        return (bcq.fit_bcq, bcq.load, bcq.KIND) if discrete else \
+            (bcq_continuous.fit_bcq_continuous, bcq_continuous.load, bcq_continuous.KIND)
+    return (cql.fit_cql, cql.load, cql.KIND) if discrete else \
+        (cql_continuous.fit_cql_continuous, cql_continuous.load, cql_continuous.KIND)

@@ -1,0 +1,133 @@
+"""The methods that PerSim is compared with, in the benchmark."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from lowrank_rl.rl.bench import __main__ as bench
+from lowrank_rl.rl.bench import baselines, cases, report, run
+from lowrank_rl.rl.bench.store import Cell, Record, Store
+from lowrank_rl.rl.data import Episodes
+from lowrank_rl.rl.models.particles import Particles
+
+NAMES = [name for name, method in cases.METHODS.items() if method.baseline]
+WORDS = ["--env", "cartpole", "--budget", "tiny", "--agents", "2", "--jobs", "1"]
+
+
+def test_those_of_the_paper_and_ours_to_beat():
+    assert NAMES == ["vanilla-cadm", "pe-ts-cadm", "e-pets", "bcq-p", "bcq-a", "cql-p", "cql-a", "morel-p", "morel-a"]
+    published = {key[3] for key in report.paper_numbers() if key[0] in ("9", "10", "11")}
+    assert set(NAMES) - {"e-pets"} <= published
+    assert not set(NAMES) & set(cases.methods("best", "cartpole", baselines=False))      # they run when they are named
+
+
+@pytest.mark.parametrize(("method", "environment"), list(product(NAMES, cases.ENVIRONMENTS)))
+def test_budgets_take_their_share_of_the_updates(method, environment):
+    def updates(budget):
+        config = baselines.learning(Cell(environment, "pure", method, 1, 0, "best", budget))
+        return getattr(config, "descent", None) or getattr(config, "policy", None) or config
+    counts = [getattr(updates(budget), "updates", None) or updates(budget).steps for budget in cases.BUDGET_NAMES]
+    assert counts == sorted(counts)
+    assert 2 <= counts[0] < counts[1] < counts[3]
+
+
+# persim_reproduction.md, sections 5 to 8, and the paper's appendix D.2
+def test_the_papers_settings():
+    def learning(method, environment):
+        return baselines.learning(Cell(environment, "pure", method, 1, 0, "paper", "paper"))
+    assert learning("bcq-p", "cartpole").updates == learning("bcq-a", "halfcheetah").updates == 550_000
+    config = learning("cql-a", "mountaincar")
+    assert (config.critics, config.alpha, config.batch, config.learning_rate) == (3, 1.0, 512, 1e-4)
+    config = learning("cql-p", "halfcheetah")
+    assert (config.threshold, config.policy_rate, config.value_rate) == (5.0, 3e-5, 3e-4)
+    for environment, penalty, hidden in (("mountaincar", -50, 128), ("cartpole", -50, 128), ("halfcheetah", -200, 1024)):
+        config = learning("morel-p", environment)
+        assert (config.policy.penalty, config.model.hidden, config.model.members) == (penalty, (hidden, hidden), 4)
+    vanilla, ensemble = learning("vanilla-cadm", "cartpole"), learning("pe-ts-cadm", "cartpole")
+    assert (vanilla.members, vanilla.probabilistic, ensemble.members, ensemble.probabilistic) == (1, False, 5, True)
+    assert ensemble.past == ensemble.future == ensemble.width == 10
+    assert ensemble.hidden == (200,) * 4
+
+
+def test_particles_of_the_paper():
+    class Five:
+        members, past, noisy = 5, 0, True
+    cell = Cell("cartpole", "pure", "pe-ts-cadm", 1, 0, "paper", "paper")
+    assert isinstance(baselines.planned(cell, Five()), Particles)
+    assert baselines.planned(cell, Five()).members == 20
+    for other in (replace(cell, budget="small"), replace(cell, method="e-pets")):
+        assert isinstance(baselines.planned(other, Five()), Five)
+
+
+def test_who_learns_from_whom():
+    cell = Cell("cartpole", "pure", "bcq-p", 1, 0, "best", "small")
+    assert baselines.runs(cell, 7).tolist() == [0] * 7
+    assert baselines.runs(replace(cell, method="cql-a"), 7).tolist() == [0, 1, 2, 3, 4, -1, -1]
+
+
+@pytest.mark.slow
+def test_a_simulator_and_policies_through_one_command(tmp_path, capsys):
+    words = [*WORDS, "--methods", "vanilla-cadm", "bcq-a", "cql-p", "--out", str(tmp_path)]
+    assert bench.main([*words, "--list"]) == 0
+    assert "3 cells; about 0.0" in capsys.readouterr().out
+    assert bench.main(words) == 0
+    records = {cell.method: record for cell, record in Store(tmp_path).load().items()}
+    assert [record.status for record in records.values()] == ["done"] * 3
+    assert records["vanilla-cadm"].rmse > 0
+    assert "planning" in records["vanilla-cadm"].config
+    for method in ("bcq-a", "cql-p"):
+        record = records[method]
+        assert record.rmse is None
+        assert 0.5 <= record.same_action <= 1
+        assert "planning" not in record.config
+        curve = record.training["curve"]
+        assert max(map(int, curve)) == record.training["update"] == record.config["learning"]["updates"]
+        assert curve[str(record.training["update"])] == pytest.approx(np.mean(record.returns))     # the same two episodes
+    said = capsys.readouterr().out
+    assert "Updates of baselines (MOReL: steps of PPO): vanilla-cadm 8, bcq-a 55, cql-p 10" in said
+    assert not [path for path in (tmp_path / "models").iterdir() if path.suffix in (".curve", ".checkpoint")]
+    path, = (tmp_path / "models").glob("*bcq-a*")
+    path.write_bytes(path.read_bytes()[:500])
+    assert bench.main(words) == 2
+    assert path.name in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_training_ends_with_the_same_policy_and_curve(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "settings_of", lambda cell: {})
+    monkeypatch.setattr("lowrank_rl.rl.policies.offline.EVERY", 0.0)
+    monkeypatch.setattr("lowrank_rl.rl.policies.offline.TOLD", 5)
+    cell = Cell("cartpole", "pure", "bcq-a", 1, 0, "best", "tiny")
+
+    def told(*what):
+        pass
+
+    def killed(words, share):
+        if share > 0.5:
+            raise KeyboardInterrupt
+    for name in ("whole", "halves"):
+        run.make_data(tmp_path / name, cell, told)
+    run.train(tmp_path / "whole", cell, "cpu", told)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(tmp_path / "halves", cell, "cpu", killed)
+    run.train(tmp_path / "halves", cell, "cpu", told)
+    one, two = (run.load_policy(tmp_path / name, cell) for name in ("whole", "halves"))
+    assert one.history[-1] == two.history[-1]
+    for name, network in one.networks.items():
+        for mine, yours in zip(network.parameters(), two.networks[name].parameters(), strict=True):
+            assert torch.equal(mine, yours)
+
+
+def test_a_policy_that_always_does_the_same_is_told():
+    cells = [Cell("mountaincar", "pure", "cql-a", agent, 0, "best", "small") for agent in (1, 2)]
+    config = {"budget": vars(cases.BUDGETS["small", "mountaincar"]), "learning": {"updates": 7}}
+    records = {cell: Record(cell, "done", returns=[-500.0], lengths=[500], config=config, same_action=share)
+               for cell, share in zip(cells, (1.0, 0.99), strict=True)}
+    text = report.footnotes(cases.ENVIRONMENTS["mountaincar"], cells, records)
+    assert "**Always the same action:** mountaincar/pure/cql-a/agent 1/seed 0." in text
+    actions = np.array([[0.5, 1.0]] * 3 + [[0.5, 0.9]])
+    rows = np.zeros(4)
+    assert run._same(Episodes("", "", 0, rows, rows, rows, rows, actions, rows, rows, rows)) == 0.75
