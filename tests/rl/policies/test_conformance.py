@@ -10,12 +10,16 @@ import torch
 from stand_ins import network
 
 from lowrank_rl.rl.behaviour import trained
-from lowrank_rl.rl.contracts import Box, Discrete, Environment, EpisodeView, Policy, Transitions
+from lowrank_rl.rl.contracts import Box, Discrete, Environment, EpisodeView, Experience, Policy, Transitions
 from lowrank_rl.rl.data import collect
 from lowrank_rl.rl.envs import cartpole, mountaincar
 from lowrank_rl.rl.models.true_env import TrueEnv
 from lowrank_rl.rl.plan import CEMConfig, ICEMConfig, ShootingConfig, cem, icem, random_shooting
+from lowrank_rl.rl.policies.bcq import BCQConfig, fit_bcq
+from lowrank_rl.rl.policies.bcq_continuous import ContinuousBCQConfig, fit_bcq_continuous
 from lowrank_rl.rl.policies.cloned import CloneConfig, fit_cloned
+from lowrank_rl.rl.policies.cql import CQLConfig, fit_cql
+from lowrank_rl.rl.policies.cql_continuous import ContinuousCQLConfig, fit_cql_continuous
 from lowrank_rl.rl.policies.mpc import MPC
 from lowrank_rl.rl.policies.uniform import Uniform
 from lowrank_rl.rl.score import mountaincar_bonus, total_reward
@@ -69,6 +73,17 @@ def guided():
     return MPC(TrueEnv(PUCK, covariates(PUCK)), planner, total_reward(PUCK), guide=partial(cloned.propose, horizon=4))
 
 
+def learned(environment, fit, config):
+    """From random logs of all five agents, one policy for the first two and one for the others; its batch is small."""
+    agent = torch.arange(300) % 5
+    state = torch.cat([environment.reset(1, generator=stream(0, "logs", row)) for row in range(300)])
+    action = environment.actions.sample((300,), generator=stream(0, "logs"))
+    next_state = environment.step(covariates(environment)[agent], state, action)
+    logged = Experience(agent, state, action, next_state, environment.reward(state, action, next_state),
+                        environment.ended(next_state))
+    return fit(logged, torch.tensor([0, 0, 1, 1, 1]), environment.actions, config, seed=0)
+
+
 @dataclass(frozen=True)
 class Case:
     environment: Environment
@@ -84,6 +99,10 @@ CASES = {
     "mpc-icem": Case(PUCK, lambda: mpc(PUCK, icem, ICEMConfig(4, candidates=20, elites=5, rounds=2), total_reward(PUCK))),
     "mpc-guided": Case(PUCK, guided),
     "cloned": Case(PUCK, cloned_puck),
+    "bcq": Case(POLE, lambda: learned(POLE, fit_bcq, BCQConfig(updates=20))),
+    "cql": Case(CAR, lambda: learned(CAR, fit_cql, CQLConfig(updates=20, batch=32))),
+    "bcq-continuous": Case(PUCK, lambda: learned(PUCK, fit_bcq_continuous, ContinuousBCQConfig(updates=5, batch=32))),
+    "cql-continuous": Case(PUCK, lambda: learned(PUCK, fit_cql_continuous, ContinuousCQLConfig(updates=5, batch=32))),
     "trained-for-data": Case(POLE, lambda: trained.data_policy(POLE, covariates(POLE), share=0.2)),
     "trained-for-tests": Case(CAR, lambda: trained.tester(CAR, len(CAR.test_agents))),
     "trained-box": Case(PUCK, lambda: puck_players(0.0)),
