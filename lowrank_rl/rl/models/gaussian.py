@@ -28,6 +28,7 @@ from lowrank_rl.tensor import io
 from lowrank_rl.tensor.functional_checkpoint import Checkpoint, load_moments, moments, named, part
 
 TOLD = 100                           # updates between two entries of the history, and two looks at what is held out
+LOOKS = 3                            # that must be bad in a row for training to stop
 HIGH, LOW = 0.5, -10.0               # where the bounds of the log variance start
 NARROW = 0.01                        # price on their distance
 SCHEDULES = ("fixed", "cosine")
@@ -241,13 +242,16 @@ def _held_out(misfits: Callable[[Tensor], Tensor], held: Tensor, members: int) -
 
 
 def _rises(held: list[float | None], persistence: float) -> bool:
-    """Whether the last value lifted the rolling mean, which starts well above the first value, as in CaDM's code."""
-    if not held or held[0] is None:
+    """Whether the last ``LOOKS`` values all exceed the rolling mean before them, which starts well above the first value.
+
+    Differs: CaDM's code stops at the first such value; likelihoods jump now and then, by one step of overconfidence.
+    """
+    if len(held) <= LOOKS or held[0] is None:
         return False
     mean = held[0] * 1.5 if held[0] > 0 else held[0] / 1.5
-    for value in held[1:-1]:
+    for value in held[1:-LOOKS]:
         mean = persistence * mean + (1 - persistence) * value
-    return len(held) > 1 and held[-1] > mean
+    return min(held[-LOOKS:]) > mean
 
 
 def checked(data: Transitions, agents: int, actions: Discrete | Box) -> Transitions:
