@@ -36,7 +36,8 @@ class Options:
     """best (ours), or paper (as published)"""
     methods: tuple[str, ...] | None = None
     """which methods: by default persim, pooled, true-env-mpc, cloned, uniform, as far as these settings have them; baselines
-    run when named: vanilla-cadm, pe-ts-cadm, e-pets, bcq-p, bcq-a, cql-p, cql-a, morel-p, morel-a"""
+    run when named: vanilla-cadm, pe-ts-cadm, e-pets, bcq-p, bcq-a, cql-p, cql-a, morel-p, morel-a, persim-bcq-5,
+    persim-cql-5"""
     datasets: tuple[str, ...] | None = None
     """which logged data: random, pure, pure-eps-20, pure-eps-40; by default random for tiny and quick, all for others"""
     agents: tuple[int, ...] = (1, 2, 3, 4, 5)
@@ -170,7 +171,13 @@ def _tasks(out: Path, cells: list[Cell], device: str) -> list[Task]:
             logged = f"data {run.data_path(out, cell).stem}"
             trained = f"train {cell.environment}/{cell.dataset}/{cell.method}/seed {cell.seed}"
             shared.setdefault(logged, Task(logged, run.make_data, (out, cell)))
-            shared.setdefault(trained, Task(trained, run.train, (out, cell, device), frozenset([logged])))
+            simulator = run.simulator_of(cell)
+            first = frozenset([logged])
+            if simulator:
+                before = f"train {simulator.environment}/{simulator.dataset}/{simulator.method}/seed {simulator.seed}"
+                shared.setdefault(before, Task(before, run.train, (out, simulator, device), first))
+                first = frozenset([before])
+            shared.setdefault(trained, Task(trained, run.train, (out, cell, device), first))
             needs = frozenset([trained])
         last.append(Task(str(cell), run.run_cell, (out, cell, device), needs))
     return [*shared.values(), *last]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.bench.store import Cell
-from lowrank_rl.rl.contracts import Discrete, DynamicsModel, Environment
+from lowrank_rl.rl.contracts import Discrete, DynamicsModel, Environment, Experience
 from lowrank_rl.rl.data import Episodes
 from lowrank_rl.rl.envs import halfcheetah
 from lowrank_rl.rl.models.cadm import CaDM, CaDMConfig, fit_cadm
@@ -23,6 +23,7 @@ from lowrank_rl.rl.models.mlp_ensemble import MlpEnsembleConfig, fit_or_load
 from lowrank_rl.rl.models.particles import Particles
 from lowrank_rl.rl.policies import bcq, bcq_continuous, cql, cql_continuous, morel
 from lowrank_rl.rl.policies.offline import Learned
+from lowrank_rl.rl.synthetic import join
 
 CHEETAH = {"angles": (halfcheetah.PITCH,)}
 CADM = {"mountaincar": {}, "cartpole": {},      # HalfCheetah: as released, without its velocity, which is predicted itself
@@ -76,7 +77,7 @@ def learning(cell: Cell) -> Any:
     if (cell.method, cell.environment) in SIMULATORS:
         config = SIMULATORS[cell.method, cell.environment]
         return replace(config, members=min(members, config.members), descent=shared(config.descent, simulators))
-    config = POLICIES.get((cell.method[:-2], cell.environment))
+    config = POLICIES.get((_algorithm(cell), cell.environment))
     if config is None:
         raise ValueError(f"method {cell.method!r}: expected a baseline, got another")
     if isinstance(config, WorldAndPolicy):
@@ -110,9 +111,11 @@ def runs(cell: Cell, agents: int) -> Tensor:
     return run
 
 
-def fit_policy(cell: Cell, config: Any, episodes: Episodes, environment: Environment, **options: Any) -> Learned:
-    """A policy for each test agent, or one for all. Options: those of ``offline.fit``."""
+def fit_policy(cell: Cell, config: Any, episodes: Episodes, environment: Environment, more: Experience | None = None,
+               **options: Any) -> Learned:
+    """A policy for each test agent, or one for all, from logs and ``more``. Options: those of ``offline.fit``."""
     data, run = episodes.experience(), runs(cell, len(episodes))
+    data = join([data, more]) if more else data
     if isinstance(config, WorldAndPolicy):
         def fit_model(steps: Any, **more: Any) -> DynamicsModel:
             return fit_or_load(steps, len(episodes), environment.actions, config.model, **more)
@@ -139,8 +142,13 @@ def kind(cell: Cell) -> str:
     return _learner(cell, cases.ENVIRONMENTS[cell.environment])[2]
 
 
+def _algorithm(cell: Cell) -> str:
+    """"bcq" of "bcq-p" and of "persim-bcq-5"."""
+    return cell.method.removeprefix("persim-").rpartition("-")[0]
+
+
 def _learner(cell: Cell, environment: Environment) -> tuple[Callable, Callable, str]:
-    discrete, name = isinstance(environment.actions, Discrete), cell.method[:-2]
+    discrete, name = isinstance(environment.actions, Discrete), _algorithm(cell)
     if name == "morel":
         return morel.fit_morel, morel.load, morel.KIND
     if name == "bcq":

@@ -43,6 +43,7 @@ class Method:
     plans: bool        # acts by planning in a model
     personal: bool     # knows which agent it deals with
     baseline: bool = False     # of the paper's tables or ours to beat: runs when it is named (baselines.py)
+    flown: int = 0             # trajectories per agent, flown in PerSim's simulators, that it learns from beside the logs
 
 
 METHODS = {
@@ -56,6 +57,7 @@ METHODS = {
     "e-pets": Method(True, True, True, True),   # a probabilistic ensemble with an embedding of each agent
     # policies learned without planning, from everybody's steps (-p) or from each test agent's own (-a)
     **{f"{name}-{form}": Method(True, False, form == "a", True) for name in ("bcq", "cql", "morel") for form in "pa"},
+    **{f"persim-{name}-5": Method(True, False, True, True, flown=5) for name in ("bcq", "cql")},   # Table 3
 }
 
 LEARNING = {

@@ -17,7 +17,8 @@ from lowrank_rl.rl.contracts import Environment
 mpl.use("Agg")
 COLORS = {"persim": "#0072b2", "pooled": "#d55e00", "true-env-mpc": "#009e73", "cloned": "#cc79a7",   # colour-blind safe
           "uniform": "#7f7f7f", "vanilla-cadm": "#e69f00", "pe-ts-cadm": "#a6611a", "e-pets": "#56b4e9", "bcq-p": "#332288",
-          "bcq-a": "#8877cc", "cql-p": "#117733", "cql-a": "#66bb88", "morel-p": "#882255", "morel-a": "#cc6688"}
+          "bcq-a": "#8877cc", "cql-p": "#117733", "cql-a": "#66bb88", "morel-p": "#882255", "morel-a": "#cc6688",
+          "persim-bcq-5": "#aa4499", "persim-cql-5": "#999933"}
 SHOWN = {"halfcheetah": (0, 2, 8, 10)}    # state dimensions of the trajectory picture; elsewhere all
 
 

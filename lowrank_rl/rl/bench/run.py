@@ -8,7 +8,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,12 +23,13 @@ from lowrank_rl.rl import data, evaluate
 from lowrank_rl.rl.behaviour.trained import fingerprint, tester
 from lowrank_rl.rl.bench import baselines, cases
 from lowrank_rl.rl.bench.store import Cell, Record
-from lowrank_rl.rl.contracts import DynamicsModel
+from lowrank_rl.rl.contracts import DynamicsModel, Experience
 from lowrank_rl.rl.models.persim import PerSim, PerSimConfig, fit_persim
 from lowrank_rl.rl.models.true_env import TrueEnv
 from lowrank_rl.rl.policies.cloned import Cloned, fit_cloned
 from lowrank_rl.rl.policies.offline import Learned
 from lowrank_rl.rl.policies.uniform import Uniform
+from lowrank_rl.rl.synthetic import fly
 
 Say = Callable[[str, float], None]     # what is being done, and the share done
 LOOKS = 5     # episodes per agent of a look at an unfinished policy
@@ -42,8 +43,9 @@ def data_path(out: Path, cell: Cell) -> Path:
 
 def model_path(out: Path, cell: Cell) -> Path:
     """Named by what it is and a hash of every setting, so that changed settings train anew."""
-    config = asdict(_learning(cell))
-    digest = hashlib.blake2b(json.dumps([config, data_path(out, cell).name]).encode(), digest_size=4).hexdigest()
+    config, simulator = asdict(_learning(cell)), simulator_of(cell)
+    whence = [data_path(out, cell).name, *([settings_of(simulator)] if simulator else [])]
+    digest = hashlib.blake2b(json.dumps([config, *whence]).encode(), digest_size=4).hexdigest()
     return out / "models" / f"{cell.environment}-{cell.dataset}-{cell.method}-seed{cell.seed}-{digest}.safetensors"
 
 
@@ -290,14 +292,31 @@ def _train_policies(out: Path, cell: Cell, device: str, say: Say) -> None:
                 partial_file.write_text(json.dumps(curve))
 
     config = _learning(cell)
-    policy = baselines.fit_policy(cell, config, load_data(out, cell), environment, watch=watch, device=device,
-                                  seed=rng.integer(cell.seed, cell.environment, cell.method),
+    policy = baselines.fit_policy(cell, config, load_data(out, cell), environment, _flown(out, cell, say), watch=watch,
+                                  device=device, seed=rng.integer(cell.seed, cell.environment, cell.method),
                                   progress=partial(_told_of_policy, say, baselines.length(cell, config)),
                                   checkpoint=path.with_suffix(".checkpoint"))
     policy.history = [*policy.history, {"curve": {str(at): {str(agent): x for agent, x in found.items()}
                                                   for at, found in sorted(curve.items())}}]
     policy.save(path, baselines.kind(cell))
     looks.unlink(missing_ok=True)
+
+
+def simulator_of(cell: Cell) -> Cell | None:
+    """Whose simulators a method flies its further trajectories in."""
+    return replace(cell, method="persim") if cases.METHODS[cell.method].flown else None
+
+
+def _flown(out: Path, cell: Cell, say: Say) -> Experience | None:
+    """These trajectories, of the test agents."""
+    simulator, environment = simulator_of(cell), cases.ENVIRONMENTS[cell.environment]
+    if simulator is None:
+        return None
+    say("flying in simulators", 0.0)
+    logged, guide = load_data(out, cell), load_clone(out, simulator) if _clones(simulator) else None
+    pilot = cases.planning_policy(cell.settings, environment, load_model(out, simulator), guide)
+    return fly(environment, pilot, list(range(len(environment.test_agents))), torch.from_numpy(logged.state[logged.start[:-1]]),
+               count=cases.METHODS[cell.method].flown, seed=rng.integer(cell.seed, cell.environment, "flown"))
 
 
 def settings_of(cell: Cell) -> dict:
@@ -309,6 +328,9 @@ def settings_of(cell: Cell) -> dict:
         settings["policies"] = {"logged": _loggers(cell), "tested": tested}
     if _simulates(cell) or _acts(cell):
         settings["learning"] = asdict(_learning(cell))
+    simulator = simulator_of(cell)
+    if simulator:
+        settings["flown"] = {name: value for name, value in settings_of(simulator).items() if name != "budget"}
     if _clones(cell):
         settings["cloning"] = asdict(cases.CLONING[cell.settings, cell.environment])
     if method.plans:

@@ -39,13 +39,17 @@ class MPC:
         self._memory, self._episodes = None, len(agent)
 
     @torch.no_grad()
-    def act(self, view: EpisodeView, *, generators: list[torch.Generator]) -> Tensor:
+    def plan(self, view: EpisodeView, *, generators: list[torch.Generator], memory: Tensor | None = None) -> Plan:
+        """The best plans found, (B, H, A), from here on; nothing is remembered."""
         context = self.model.context(view)
-        memory = None if self._memory is None else self._memory[view.episode]
         with torch_threads(1) as threads:
             more = {"proposals": self.guide(self.model, context, view)} if self.guide else {}
-            plan = self.planner(lambda plans: self.values(context, view.state, plans, threads, generators),
+            return self.planner(lambda plans: self.values(context, view.state, plans, threads, generators),
                                 memory=memory, generators=generators, **more)
+
+    def act(self, view: EpisodeView, *, generators: list[torch.Generator]) -> Tensor:
+        memory = None if self._memory is None else self._memory[view.episode]
+        plan = self.plan(view, generators=generators, memory=memory)
         if self._memory is None:
             self._memory = plan.memory.new_zeros((self._episodes, *plan.memory.shape[1:]))
         self._memory[view.episode] = plan.memory

@@ -18,8 +18,9 @@ WORDS = ["--env", "cartpole", "--budget", "tiny", "--agents", "2", "--jobs", "1"
 
 
 def test_those_of_the_paper_and_ours_to_beat():
-    assert NAMES == ["vanilla-cadm", "pe-ts-cadm", "e-pets", "bcq-p", "bcq-a", "cql-p", "cql-a", "morel-p", "morel-a"]
-    published = {key[3] for key in report.paper_numbers() if key[0] in ("9", "10", "11")}
+    assert NAMES == ["vanilla-cadm", "pe-ts-cadm", "e-pets", "bcq-p", "bcq-a", "cql-p", "cql-a", "morel-p", "morel-a",
+                     "persim-bcq-5", "persim-cql-5"]
+    published = {key[3] for key in report.paper_numbers() if key[0] in ("3", "9", "10", "11")}
     assert set(NAMES) - {"e-pets"} <= published
     assert not set(NAMES) & set(cases.methods("best", "cartpole", baselines=False))      # they run when they are named
 
@@ -131,3 +132,25 @@ def test_a_policy_that_always_does_the_same_is_told():
     actions = np.array([[0.5, 1.0]] * 3 + [[0.5, 0.9]])
     rows = np.zeros(4)
     assert run._same(Episodes("", "", 0, rows, rows, rows, rows, actions, rows, rows, rows)) == 0.75
+
+
+@pytest.mark.slow
+def test_flown_trajectories_come_from_persims_simulators(tmp_path):
+    cells = bench._cells(bench.Options("cartpole", budget="tiny", methods=("persim-bcq-5",), agents=(2,), datasets=("random",)))
+    tasks = {task.name: task for task in bench._tasks(tmp_path, cells, "cpu")}
+    assert tasks["train cartpole/random/persim-bcq-5/seed 0"].needs == {"train cartpole/random/persim/seed 0"}
+    assert tasks["train cartpole/random/persim/seed 0"].needs == {"data cartpole-random-8-seed0"}
+    assert bench.main([*WORDS, "--methods", "persim-bcq-5", "bcq-a", "--out", str(tmp_path)]) == 0
+    records = {cell.method: record for cell, record in Store(tmp_path).load().items()}
+    assert set(records["persim-bcq-5"].config["flown"]) == {"learning", "planning", "policies"}
+    assert records["persim-bcq-5"].config["learning"] == records["bcq-a"].config["learning"]
+    cell = Cell("cartpole", "random", "persim-bcq-5", 2, 0, "best", "tiny")
+    more = run._flown(tmp_path, cell, lambda *what: None)
+    assert torch.bincount(more.agent, minlength=5).min() >= 5              # five of each test agent
+    assert int(more.agent.max()) == 4
+
+
+def test_numbers_that_only_the_short_tables_have():
+    table_2 = report.paper(Cell("mountaincar", "pure", "bcq-p", 1, 0, "best", "small"), "reward")
+    table_3 = report.paper(Cell("cartpole", "random", "persim-cql-5", 2, 0, "best", "small"), "reward")
+    assert (table_2[0], table_3[0]) == (-67.6, 198.3)
