@@ -19,7 +19,7 @@ from lowrank_rl.tensor import ALSConfig
 TYPICAL = {"mountaincar": (500, 150), "cartpole": (23, 200), "halfcheetah": (1000, 1000)}
 PROBE_BATCHES = 8
 PROBE_UPDATES = 3
-PROBE_SHORT = (3, 12)      # updates of two short trainings of a baseline; thousands of steps of PPO
+PROBE_SHORT = (3, 3, 12)   # updates of short trainings of a baseline, the first to warm up; of PPO, thousands of steps
 PROBE_ENTRIES = 30_000     # of exact solves, part of whose cost does not grow with the entries
 
 
@@ -43,7 +43,7 @@ def seconds(cell: Cell, device: str) -> tuple[float, float]:
 
 
 def _baseline_probe(cell: Cell, environment: Environment, device: str) -> tuple[float, DynamicsModel | None]:
-    """Seconds that a baseline's training would take, by two short ones on random logs of five agents; and its simulator."""
+    """Seconds that a baseline's training would take, by short ones on random logs of five agents; and its simulator."""
     episodes = data.collect(environment, data.agents(environment, 5, seed=0), torch.arange(5), Uniform(environment.actions),
                             seed=0, what="probe", max_steps=60)
     config, model, took = baselines.learning(cell), None, []
@@ -59,7 +59,7 @@ def _baseline_probe(cell: Cell, environment: Environment, device: str) -> tuple[
         else:
             baselines.fit_policy(cell, replace(config, updates=count), episodes, environment, seed=0, device=device)
         took.append(time.monotonic() - started)
-    each = max(0.0, took[1] - took[0]) / (PROBE_SHORT[1] - PROBE_SHORT[0])
+    each = max(0.0, took[-1] - took[-2]) / (PROBE_SHORT[-1] - PROBE_SHORT[-2])
     if model is not None:
         return each * config.descent.updates, baselines.planned(cell, model)
     if isinstance(config, baselines.WorldAndPolicy):
