@@ -21,7 +21,7 @@ from lowrank_rl import check, rng
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
 from lowrank_rl.rl.models import gaussian
-from lowrank_rl.rl.models.gaussian import NARROW, Bounds, Descent, Frame, decay, descend, fill, misfit
+from lowrank_rl.rl.models.gaussian import NARROW, Bounds, Descent, Frame, decay, descend, fill, misfit, off
 from lowrank_rl.rl.unroll import rollout
 from lowrank_rl.tensor.functional_checkpoint import EVERY, Checkpoint, fingerprint
 
@@ -152,22 +152,23 @@ def fit_cadm(data: Transitions, agents: int, actions: Discrete | Box, config: Ca
     def loss(first: Tensor) -> Tensor:
         later = (torch.rand(first.shape, generator=draws) * logs.left[first]).long()
         context, rows = logs.context(networks, first), first + later
-        ahead, back = logs.ahead_misfit(networks, context, rows), logs.back_misfit(networks, context, rows)
+        ahead = misfit(*logs.ahead_said(networks, context, rows), networks.bounds)
+        back = misfit(*logs.back_said(networks, context, rows), None)
         price = decay(networks.ahead, config.decay, 4) + decay(networks.encoder, config.decay, 3) + \
             decay(networks.back, config.decay, 4)
         if networks.bounds is not None:
             price = price + NARROW * networks.bounds.width()
         return ahead.mean((1, 2)) + config.back * back.mean((1, 2)) + price
 
-    def misfits(first: Tensor) -> Tensor:
+    def errors(first: Tensor) -> Tensor:
         later, left = torch.arange(config.future), logs.left[first][..., None]
         rows, inside = (first[..., None] + torch.minimum(later, left - 1)).flatten(1), (later < left).flatten(1)
         context = logs.context(networks, first).repeat_interleave(config.future, dim=1)
-        each = logs.ahead_misfit(networks, context, rows).mean(2)
+        each = off(*logs.ahead_said(networks, context, rows), networks.bounds).mean(2)
         inside = inside.to(each)
         return torch.stack([(each * inside).sum(), inside.sum()])
 
-    history = descend(networks, loss, misfits, rows, held, config.descent, generator=draws,
+    history = descend(networks, loss, errors, rows, held, config.descent, generator=draws,
                       keep=Checkpoint(checkpoint, EVERY, job), progress=progress)
     return CaDM(networks.requires_grad_(False), config, personal, history)
 
@@ -195,17 +196,15 @@ class Logs:
         rows, known = rows.to(self.state.device), known.to(self.state.device)
         return networks.context(self.change[rows], self.action[rows], known)
 
-    def ahead_misfit(self, networks: Networks, context: Tensor, rows: Tensor) -> Tensor:
-        """Of the transitions at rows (M, B), with contexts (M, B, E), in each dimension: (M, B, D)."""
+    def ahead_said(self, networks: Networks, context: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the transitions at rows (M, B), with contexts (M, B, E): outputs and targets."""
         rows = rows.to(self.state.device)
-        out = networks.ahead(torch.cat([self.state[rows], self.action[rows], context], dim=-1))
-        return misfit(out, self.ahead[rows], networks.bounds)
+        return networks.ahead(torch.cat([self.state[rows], self.action[rows], context], dim=-1)), self.ahead[rows]
 
-    def back_misfit(self, networks: Networks, context: Tensor, rows: Tensor) -> Tensor:
+    def back_said(self, networks: Networks, context: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The same backwards."""
         rows = rows.to(self.state.device)
-        out = networks.back(torch.cat([self.next_state[rows], self.action[rows], context], dim=-1))
-        return misfit(out, self.back[rows], None)
+        return networks.back(torch.cat([self.next_state[rows], self.action[rows], context], dim=-1)), self.back[rows]
 
 
 def _places(data: Transitions) -> tuple[Tensor, Tensor]:

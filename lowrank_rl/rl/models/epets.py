@@ -19,7 +19,7 @@ from lowrank_rl import check, rng
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
 from lowrank_rl.rl.models import gaussian
-from lowrank_rl.rl.models.gaussian import NARROW, Bounds, Descent, Frame, decay, descend, fill, misfit
+from lowrank_rl.rl.models.gaussian import NARROW, Bounds, Descent, Frame, decay, descend, fill, misfit, off
 from lowrank_rl.rl.unroll import rollout
 from lowrank_rl.tensor.functional_checkpoint import EVERY, Checkpoint, fingerprint
 
@@ -136,18 +136,18 @@ def fit_epets(data: Transitions, agents: int, actions: Discrete | Box, config: E
     rows, held = config.descent.split(len(agent), generator=rng.stream(seed, "epets", "held out"))
     member = torch.arange(config.members, device=like.device)[:, None]
 
-    def errors(rows: Tensor) -> Tensor:
+    def said(rows: Tensor) -> tuple[Tensor, Tensor]:
         rows = rows.to(like.device)
-        out = networks.network(torch.cat([steps[rows], networks.agents[member, agent[rows]]], dim=-1))
-        return misfit(out, target[rows], networks.bounds).mean(2)
+        return networks.network(torch.cat([steps[rows], networks.agents[member, agent[rows]]], dim=-1)), target[rows]
 
     def loss(rows: Tensor) -> Tensor:
-        return errors(rows).mean(1) + NARROW * networks.bounds.width() + decay(networks.network, config.decay, 4)
+        price = NARROW * networks.bounds.width() + decay(networks.network, config.decay, 4)
+        return misfit(*said(rows), networks.bounds).mean((1, 2)) + price
 
-    def misfits(rows: Tensor) -> Tensor:
-        each = errors(rows)
+    def errors(rows: Tensor) -> Tensor:
+        each = off(*said(rows), networks.bounds).mean(2)
         return torch.stack([each.sum(), torch.ones_like(each).sum()])
 
-    history = descend(networks, loss, misfits, rows.expand(config.members, -1), held, config.descent, generator=draws,
+    history = descend(networks, loss, errors, rows.expand(config.members, -1), held, config.descent, generator=draws,
                       keep=Checkpoint(checkpoint, EVERY, job), progress=progress)
     return EPETS(networks.requires_grad_(False), config, personal, history)

@@ -64,6 +64,12 @@ def misfit(out: Tensor, target: Tensor, bounds: Bounds | None) -> Tensor:
     return (target - out).square() if bounds is None else 2 * nll(*bounds(out), target)
 
 
+def off(out: Tensor, target: Tensor, bounds: Bounds | None) -> Tensor:
+    """Squared error of the mean. Differs: what is held out is judged by it in every form, since a few numbers with too small a
+    variance make likelihoods jump, which stops training early."""
+    return (target - (out if bounds is None else bounds(out)[0])).square()
+
+
 class Frame(nn.Module):
     """The units in which networks see states and actions, and say what comes next."""
 
@@ -152,7 +158,7 @@ class Descent:
     schedule: str = "fixed"        # or "cosine": falls to 0
     share: float = 0.1             # of the examples held out,
     most: int = 5000               # but no more than these
-    persistence: float = 0.99      # of the rolling mean of the held-out misfit; training stops when it rises
+    persistence: float = 0.99      # of the rolling mean of the held-out error; training stops when it rises
 
     def __post_init__(self) -> None:
         for name in ("updates", "batch", "most"):
@@ -171,7 +177,7 @@ class Descent:
         return order[out:].sort().values, order[:out].sort().values
 
 
-def descend(module: nn.Module, loss: Callable[[Tensor], Tensor], misfits: Callable[[Tensor], Tensor], rows: Tensor,
+def descend(module: nn.Module, loss: Callable[[Tensor], Tensor], errors: Callable[[Tensor], Tensor], rows: Tensor,
             held: Tensor, config: Descent, *, generator: torch.Generator, keep: Checkpoint,
             progress: Callable[[dict], None] | None = None) -> list[dict]:
     """Lower the members' losses by Adam, in place, until all updates are done or the rolling mean of what is held out rises.
@@ -179,7 +185,7 @@ def descend(module: nn.Module, loss: Callable[[Tensor], Tensor], misfits: Callab
     Differs: examples are drawn with replacement, where the sources go through them in epochs.
 
     Args:
-        loss: of examples (M, batch), by member: (M,). misfits: of examples (M, any number), without a gradient, summed
+        loss: of examples (M, batch), by member: (M,). errors: squared ones of examples (M, any number), summed
             over examples and members, and how many there were: (2,).
         rows: (M, examples) that each member learns from. held: (examples,) held out; may be empty, then nothing stops.
         generator: of batches; on the CPU, so that a job draws the same everywhere.
@@ -217,7 +223,7 @@ def descend(module: nn.Module, loss: Callable[[Tensor], Tensor], misfits: Callab
             if not math.isfinite(mean):
                 raise ValueError(f"training diverged at update {done}: expected a finite loss, got {mean}; "
                                  f"use a learning rate below {config.learning_rate}")
-            history.append({"update": done, "loss": mean, "held_out": _held_out(misfits, held, len(rows)),
+            history.append({"update": done, "loss": mean, "held_out": _held_out(errors, held, len(rows)),
                             "seconds": time.monotonic() - started})
             total = 0.0
             if progress:
@@ -233,22 +239,22 @@ def _slows(config: Descent, update: int) -> float:
 
 
 @torch.no_grad()
-def _held_out(misfits: Callable[[Tensor], Tensor], held: Tensor, members: int) -> float | None:
-    """The mean misfit of what is held out."""
+def _held_out(errors: Callable[[Tensor], Tensor], held: Tensor, members: int) -> float | None:
+    """The mean squared error of what is held out."""
     if len(held) == 0:
         return None
-    total, count = sum(misfits(some.expand(members, -1)) for some in held.split(256)).tolist()
+    total, count = sum(errors(some.expand(members, -1)) for some in held.split(256)).tolist()
     return total / count
 
 
 def _rises(held: list[float | None], persistence: float) -> bool:
     """Whether the last ``LOOKS`` values all exceed the rolling mean before them, which starts well above the first value.
 
-    Differs: CaDM's code stops at the first such value; likelihoods jump now and then, by one step of overconfidence.
+    Differs: CaDM's code stops at the first such value, which may be one bad step.
     """
     if len(held) <= LOOKS or held[0] is None:
         return False
-    mean = held[0] * 1.5 if held[0] > 0 else held[0] / 1.5
+    mean = 1.5 * held[0]
     for value in held[1:-LOOKS]:
         mean = persistence * mean + (1 - persistence) * value
     return min(held[-LOOKS:]) > mean
