@@ -17,7 +17,7 @@ import torch
 from tables import done, show, write
 
 from lowrank_rl.rl import data, evaluate
-from lowrank_rl.rl.bench import cases, run
+from lowrank_rl.rl.bench import cases, pieces, train
 from lowrank_rl.rl.bench.store import Cell
 from lowrank_rl.rl.plan import CEMConfig
 from lowrank_rl.rl.score import upright
@@ -55,10 +55,10 @@ def main() -> None:
     def say(what: str, share: float) -> None:
         print(f"{what}: {share:.0%}", file=sys.stderr, flush=True)
 
-    run.make_data(options.out, cell, say)
-    run.train(options.out, cell, "cpu", say)
-    model, covariates = run.load_model(options.out, cell), data.agents(environment, 500, seed=0)
-    guide = run.load_policy(options.out, cell)
+    train.make_data(options.out, cell, say)
+    train.train(options.out, cell, "cpu", say)
+    model, covariates = pieces.load_model(options.out, cell), data.agents(environment, 500, seed=0)
+    guide = pieces.load_clone(options.out, cell)
     path = Path("results/halfcheetah_planning.csv")
     rows = done(path)
     for variant, (planning, weight) in variants().items():

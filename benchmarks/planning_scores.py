@@ -16,7 +16,7 @@ from tables import show, write
 
 from lowrank_rl import rng
 from lowrank_rl.rl import data, evaluate
-from lowrank_rl.rl.bench import cases, run
+from lowrank_rl.rl.bench import cases, pieces, train
 from lowrank_rl.rl.bench.store import Cell
 from lowrank_rl.rl.models.persim import fit_persim
 from lowrank_rl.rl.plan import random_shooting
@@ -46,9 +46,9 @@ def paper_planning(out: Path) -> None:
     environment, rows = cases.ENVIRONMENTS["mountaincar"], []
     for seed in range(5):
         cell = Cell("mountaincar", "random", "persim", 1, seed, "best", "small")
-        run.make_data(out, cell, lambda what, share: None)
-        run.train(out, cell, "cpu", lambda what, share: None)
-        policy = cases.planning_policy("paper", environment, run.load_model(out, cell))
+        train.make_data(out, cell, lambda what, share: None)
+        train.train(out, cell, "cpu", lambda what, share: None)
+        policy = cases.planning_policy("paper", environment, pieces.load_model(out, cell))
         covariates = data.agents(environment, 500, seed=seed)
         totals, _ = evaluate.returns(environment, policy, covariates, AGENTS, episodes=20, seed=seed)
         rows.append({"simulators": "best", "planning": "paper", "seed": seed,

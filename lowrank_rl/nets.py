@@ -51,6 +51,15 @@ class Mlp(nn.Module):
         """A copy of one member."""
         return self._with({name: value[member:member + 1].clone() for name, value in self.state_dict().items()})
 
+    @classmethod
+    def of(cls, state: dict[str, Tensor], activation: str) -> Mlp:
+        """The networks with these parameters, a ``state_dict``; in full precision."""
+        weights = [state[f"layers.{number}.weight"] for number in range(len(state) // 2)]
+        network = cls(len(weights[0]), (*(w.shape[1] for w in weights), weights[-1].shape[2]), activation,
+                      generator=torch.Generator())
+        network.load_state_dict(state)
+        return network
+
     @staticmethod
     def stack(networks: Sequence[Mlp]) -> Mlp:
         """Networks of the same sizes as one, with a copy of all their members."""

@@ -58,3 +58,18 @@ def test_activations_tell_themselves_apart_in_print():
     """Checkpoints recognise a network of other activations by its print."""
     prints = {repr(Mlp(1, (2, 3, 1), name, generator=stream(0))) for name in ACTIVATIONS}
     assert len(prints) == len(ACTIVATIONS)
+
+
+def test_members_taken_out_and_stacked_again():
+    net = Mlp(3, (2, 5, 4), "tanh", generator=stream(3))
+    alone = [net.alone(member) for member in range(3)]
+    x = torch.randn(3, 6, 2, generator=stream(3, "x"))
+    for member in range(3):
+        torch.testing.assert_close(alone[member](x[member:member + 1])[0], net(x)[member])
+    again = Mlp.stack(alone)
+    assert torch.equal(again(x), net(x))
+    assert torch.equal(Mlp.of(net.state_dict(), "tanh")(x), net(x))
+    with torch.no_grad():
+        again.layers[0].weight.zero_()           # copies: nobody else changes
+    assert alone[0].layers[0].weight.abs().min() > 0
+    assert net.layers[0].weight.abs().min() > 0

@@ -88,6 +88,10 @@ class Transitions:
     action: Tensor       # (B, A)
     next_state: Tensor   # (B, D)
 
+    def follows(self) -> Tensor:
+        """Whether each row but the first goes on where the one before it ended, by the same agent, (B - 1,) bool."""
+        return (self.agent[1:] == self.agent[:-1]) & (self.state[1:] == self.next_state[:-1]).all(1)
+
 
 @dataclass(frozen=True)
 class Experience(Transitions):

@@ -62,6 +62,12 @@ def see(state: np.ndarray, source: np.ndarray, part: np.ndarray, low: np.ndarray
             out[b, i] = value
 
 
+def spread(x: Tensor) -> Tensor:
+    """Deviations of the columns of (B, D); 1 where nothing varies."""
+    deviation = x.std(0, unbiased=False)
+    return torch.where(deviation > 0, deviation, 1)
+
+
 def plain(dimensions: int) -> Inputs:
     """The state, unchanged."""
     every, limit = torch.arange(dimensions), torch.full((dimensions,), torch.inf, dtype=torch.float64)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_rl import check
-from lowrank_rl.tensor.functional_checkpoint import EVERY, Checkpoint, fingerprint, load_moments, moments, named, part
+from lowrank_rl.tensor.functional_checkpoint import EVERY, Checkpoint, fingerprint, named, part, restore, so_far
 
 SCHEDULES = ("constant", "halve", "cosine")
 
@@ -73,14 +73,11 @@ def fit_adam(module: nn.Module, coordinates: Sequence[Tensor], target: Tensor, c
     found = keep.resume()
     if found:
         kept, history = found
-        module.load_state_dict(part("module", kept))
-        load_moments(optimizer, part("adam", kept))
-        generator.set_state(kept["generator"])
+        restore(kept, module, optimizer, generator)
         best = part("best", kept) or None
 
     def tensors() -> dict[str, Tensor]:
-        return {"generator": generator.get_state(), **named("module", module.state_dict()), **named("adam", moments(optimizer)),
-                **named("best", best)}
+        return {**so_far(module, optimizer, generator), **named("best", best)}
 
     stopped = "reached the last epoch"
     started = time.monotonic() - (history[-1]["seconds"] if history else 0.0)

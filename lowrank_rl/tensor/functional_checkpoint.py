@@ -65,6 +65,19 @@ def part(kind: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.split(":", 1)[1]: tensor for name, tensor in tensors.items() if name.startswith(f"{kind}:")}
 
 
+def so_far(module: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> dict[str, Tensor]:
+    """All that a training with one module and one optimizer has come to."""
+    return {"generator": generator.get_state(), **named("module", module.state_dict()), **named("adam", moments(optimizer))}
+
+
+def restore(tensors: dict[str, Tensor], module: nn.Module, optimizer: torch.optim.Optimizer,
+            generator: torch.Generator) -> None:
+    """Go on with what ``so_far`` gave."""
+    module.load_state_dict(part("module", tensors))
+    load_moments(optimizer, part("adam", tensors))
+    generator.set_state(tensors["generator"])
+
+
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What an optimizer has learned of its parameters' gradients."""
     return {f"{number}.{key}": torch.as_tensor(tensor)

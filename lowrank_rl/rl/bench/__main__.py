@@ -12,7 +12,7 @@ import tyro
 from lowrank_rl import check
 from lowrank_rl.files import whole
 from lowrank_rl.rl import data
-from lowrank_rl.rl.bench import cases, report, run
+from lowrank_rl.rl.bench import cases, pieces, report, run, train
 from lowrank_rl.rl.bench.console import Display
 from lowrank_rl.rl.bench.estimate import seconds
 from lowrank_rl.rl.bench.pool import Task
@@ -106,7 +106,7 @@ def _run(options: Options) -> int:
     with locked(out):
         store = Store(out)
         records = store.load()
-        run.check_files(out, cells)
+        pieces.check_files(out, cells)
         todo = [cell for cell in cells if not _done(cell, records)]
         tasks = _tasks(out, todo, options.device)
         print(f"{options.env}: {len(cells)} cells, {len(cells) - len(todo)} of them done before; results go to {out}")
@@ -119,13 +119,14 @@ def _run(options: Options) -> int:
         records = store.load()
         alike = [cell for cell in records if cell.environment == options.env
                  and (cell.budget, cell.settings) == (options.budget, options.settings)]
-        _report(out, environment, list(dict.fromkeys([*cells, *alike])), records)
+        _report(out, environment, sorted({*cells, *alike}, key=_place), records)
     return 1 if failures else 0
 
 
 def _done(cell: Cell, records: dict[Cell, Record]) -> bool:
     """Whether a record says so, and was made with today's settings."""
-    return cell in records and records[cell].status == "done" and run.same_settings(records[cell].config, run.settings_of(cell))
+    return cell in records and records[cell].status == "done" and pieces.same_settings(
+        records[cell].config, pieces.settings_of(cell))
 
 
 def _cells(options: Options) -> list[Cell]:
@@ -168,19 +169,25 @@ def _tasks(out: Path, cells: list[Cell], device: str) -> list[Task]:
     for cell in cells:
         needs = frozenset[str]()
         if cases.METHODS[cell.method].learns:
-            logged = f"data {run.data_path(out, cell).stem}"
+            logged = f"data {pieces.data_path(out, cell).stem}"
             trained = f"train {cell.environment}/{cell.dataset}/{cell.method}/seed {cell.seed}"
-            shared.setdefault(logged, Task(logged, run.make_data, (out, cell)))
-            simulator = run.simulator_of(cell)
+            shared.setdefault(logged, Task(logged, train.make_data, (out, cell)))
+            simulator = pieces.simulator_of(cell)
             first = frozenset([logged])
             if simulator:
                 before = f"train {simulator.environment}/{simulator.dataset}/{simulator.method}/seed {simulator.seed}"
-                shared.setdefault(before, Task(before, run.train, (out, simulator, device), first))
+                shared.setdefault(before, Task(before, train.train, (out, simulator, device), first))
                 first = frozenset([before])
-            shared.setdefault(trained, Task(trained, run.train, (out, cell, device), first))
+            shared.setdefault(trained, Task(trained, train.train, (out, cell, device), first))
             needs = frozenset([trained])
         last.append(Task(str(cell), run.run_cell, (out, cell, device), needs))
     return [*shared.values(), *last]
+
+
+def _place(cell: Cell) -> tuple[int, ...]:
+    """Where it stands in the tables; what learns nothing stands with the first data set."""
+    dataset = 0 if cell.dataset == "none" else list(cases.BEHAVIOUR).index(cell.dataset)
+    return dataset, list(cases.METHODS).index(cell.method), cell.seed, cell.agent
 
 
 def _default_jobs(device: str) -> int:
@@ -190,7 +197,7 @@ def _default_jobs(device: str) -> int:
 def _report(out: Path, environment: Any, cells: list[Cell], records: dict[Cell, Record]) -> None:
     """The table on the screen, report.md, and the pictures."""
     first = cells[0]
-    logged = {cell.dataset: run.data_path(out, cell) for cell in cells if cell.dataset != "none"}
+    logged = {cell.dataset: pieces.data_path(out, cell) for cell in cells if cell.dataset != "none"}
     cards = [card(data.load(path), environment) for path in logged.values() if path.exists()]
     text = report.tables(environment, cells, records)
     notes = report.footnotes(environment, cells, records)
@@ -200,7 +207,10 @@ def _report(out: Path, environment: Any, cells: list[Cell], records: dict[Cell, 
         pictures = []
         print("no pictures: install the extra 'plot' for them (pip install lowrank_rl[plot])")
     else:
-        pictures = draw_all(out, environment, cells, records)
+        drawn = draw_all(out, environment, cells, records)
+        # those of an earlier run stay in the report, though what they were drawn from is gone
+        kept = sorted(set(out.glob(f"{environment.name}-*-{first.budget}-{first.settings}-*.png")) - set(drawn))
+        pictures = [*drawn, *kept]
     title = f"# {environment.name}, budget {first.budget}, settings {first.settings}"
     blocks = [title, text, notes, *(f"```\n{lines}\n```" for lines in cards),
               *(f"![{picture.stem}]({picture.name})" for picture in pictures)]
@@ -224,7 +234,7 @@ def _print_list(out: Path, cells: list[Cell], records: dict[Cell, Record], devic
         cost = 0.0 if state == "done" else acting
         if cost and (*key, cell.seed) not in trained:
             trained.add((*key, cell.seed))
-            cost += 0.0 if run.model_path(out, cell).exists() else training
+            cost += 0.0 if pieces.model_path(out, cell).exists() else training
         total += cost
         print(f"{state:6}  {cell}  {f'{cost / 3600:.2f} h' if cost >= 360 else f'{cost:.0f} s' if cost else ''}")
     print(f"{len(cells)} cells; about {total / 3600:.2f} hours of one worker, {total / 3600 / jobs:.2f} with {jobs}, "

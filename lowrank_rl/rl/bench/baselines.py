@@ -95,11 +95,15 @@ def load_simulator(cell: Cell, path: Path) -> DynamicsModel:
     return FITS[type(SIMULATORS[cell.method, cell.environment])][1](path)
 
 
+def particles(cell: Cell) -> int:
+    """How many a plan is followed with, 0 for one of each member: all but the paper's budget, at a quarter of the cost."""
+    return PARTICLES.get(cell.method, 0) if cell.budget == "paper" else 0
+
+
 def planned(cell: Cell, model: DynamicsModel) -> DynamicsModel:
-    """The simulator as plans see it: some follow several particles per member; but in the paper's budget one, at a quarter of
-    the cost (then the model itself, which draws for each member)."""
-    count = PARTICLES.get(cell.method, 0) if cell.budget == "paper" else 0
-    return Particles(model, count // model.members * model.members) if count else model
+    """The simulator as plans see it."""
+    count = particles(cell) // model.members * model.members
+    return Particles(model, count) if count else model
 
 
 def runs(cell: Cell, agents: int) -> Tensor:

@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from lowrank_rl.rl.bench import report, run
+from lowrank_rl.rl.bench import pieces, report
 from lowrank_rl.rl.bench.store import Cell, Record
 from lowrank_rl.rl.contracts import Environment
 
@@ -30,13 +30,13 @@ def draw_all(out: Path, environment: Environment, cells: Iterable[Cell], records
     for dataset in dict.fromkeys(cell.dataset for cell in done if cell.dataset != "none"):
         of_data = [cell for cell in first if cell.dataset == dataset]
         simulated = [cell for cell in of_data if records[cell].rmse is not None]
-        traced = [cell for cell in simulated if run.trace_path(out, cell).exists()]
+        traced = [cell for cell in simulated if pieces.trace_path(out, cell).exists()]
         if traced:
             paths.append(trajectories(out, environment, traced))
         if simulated:
             paths.append(error_over_horizon(out, environment, [c for c in done if c.dataset == dataset], records))
         latent = next((cell for cell in simulated if cell.method == "persim"), None)
-        if latent and run.model_path(out, latent).exists() and run.data_path(out, latent).exists():
+        if latent and pieces.model_path(out, latent).exists() and pieces.data_path(out, latent).exists():
             paths.append(latent_rows(out, environment, latent))
         paths.append(returns(out, environment, [c for c in done if c.dataset in (dataset, "none")], records))
     return paths
@@ -49,7 +49,7 @@ def trajectories(out: Path, environment: Environment, cells: list[Cell]) -> Path
     figure, axes = plt.subplots(len(dims), len(agents), figsize=(2.7 * len(agents) + 0.6, 1.9 * len(dims) + 1.0),
                                 sharex=True, squeeze=False, layout="constrained")
     for cell in cells:
-        true, predicted = run.load_trace(out, cell)
+        true, predicted = pieces.load_trace(out, cell)
         for row, d in enumerate(dims):
             axis = axes[row, agents.index(cell.agent)]
             steps, live = np.arange(1, len(true) + 1), np.isfinite(true[:, d])
@@ -96,8 +96,8 @@ def error_over_horizon(out: Path, environment: Environment, cells: list[Cell], r
 
 def latent_rows(out: Path, environment: Environment, cell: Cell) -> Path:
     """The first member's agent rows, flattened by PCA and by t-SNE, coloured by covariates that training never saw."""
-    rows = run.load_model(out, cell).rows[0].double().numpy()
-    covariates = run.load_data(out, cell).covariates
+    rows = pieces.load_model(out, cell).rows[0].double().numpy()
+    covariates = pieces.load_data(out, cell).covariates
     rows = (rows - rows.mean(0)) / rows.std(0)
     rows = np.c_[rows, rows] if rows.shape[1] == 1 else rows     # a line, where the rank is 1
     with threadpool_limits(1):     # t-SNE's threads wait for each other: ten times slower where the cores are busy

@@ -99,7 +99,8 @@ def _efforts(records: list[Record]) -> list[str]:
     if not found:
         return []
     told = ", ".join(f"{method} {' or '.join(map(str, sorted(counts)))}" for method, counts in found.items())
-    return [f"Updates of baselines (MOReL: steps of PPO): {told}; the paper's BCQ had 550000."]
+    known = "; the paper's BCQ had 550000" if any("bcq" in method for method in found) else ""
+    return [f"Updates of baselines (MOReL: steps of PPO): {told}{known}."]
 
 
 def _seeds(records: list[Record]) -> str:

@@ -20,9 +20,12 @@ from torch import Tensor, nn
 from lowrank_rl import check, rng
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
+from lowrank_rl.rl.inputs import spread
 from lowrank_rl.rl.models import gaussian
-from lowrank_rl.rl.models.gaussian import NARROW, Bounds, Descent, Frame, decay, descend, fill, misfit, off
+from lowrank_rl.rl.models.frame import Frame, checked, frame, pack, unpack
+from lowrank_rl.rl.models.gaussian import NARROW, Bounds, Descent, decay, descend, fill, misfit, off
 from lowrank_rl.rl.unroll import rollout
+from lowrank_rl.tensor import io
 from lowrank_rl.tensor.functional_checkpoint import EVERY, Checkpoint, fingerprint
 
 KIND = "CaDM"
@@ -113,12 +116,13 @@ class CaDM:
 
     def save(self, path: str | Path) -> None:
         """Raises ValueError where the file cannot be written."""
-        gaussian.save(path, KIND, self.module, self.config, self.personal, self.history)
+        io.save(path, KIND, *pack(self.module, self.config, self.history, personal=self.personal))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Raises ValueError for a missing, corrupt or foreign file."""
-        tensors, units, config, header = gaussian.load(path, KIND, CaDMConfig)
+        tensors, header = io.load(path, KIND)
+        units, config = unpack(tensors, header, CaDMConfig)
         networks = Networks(units, config, generator=torch.Generator())
         networks.load_state_dict(tensors)
         return cls(networks, config, header["personal"], header["history"])
@@ -138,8 +142,8 @@ def fit_cadm(data: Transitions, agents: int, actions: Discrete | Box, config: Ca
         ValueError: shapes that disagree, NaN or Inf, an agent out of range, an action outside the bounds, dimensions that
             the state does not have, a loss that diverged.
     """
-    data = gaussian.checked(data, agents, actions)
-    units = gaussian.frame(data, actions, angles=config.angles, unseen=config.unseen, absolute=config.absolute)
+    data = checked(data, agents, actions)
+    units = frame(data, actions, angles=config.angles, unseen=config.unseen, absolute=config.absolute)
     networks = Networks(units, config, generator=rng.stream(seed, "cadm", "start"))
     draws = rng.stream(seed, "cadm", "batches")
     job = fingerprint(config, (*vars(data).values(), torch.tensor(personal)), data.next_state, networks, draws)
@@ -187,7 +191,7 @@ class Logs:
         dtype = torch.get_default_dtype()
         self.state, self.next_state, self.action, self.ahead, self.back, self.change = (x.to(dtype) for x in (
             units.see(state), units.see(next_state), units.act(action), units.target(state, next_state),
-            (backward - backward.mean(0)) / gaussian.spread(backward), next_state - state))
+            (backward - backward.mean(0)) / spread(backward), next_state - state))
 
     def context(self, networks: Networks, first: Tensor) -> Tensor:
         """Of the episodes at rows ``first`` (M, B)."""
@@ -209,8 +213,7 @@ class Logs:
 
 def _places(data: Transitions) -> tuple[Tensor, Tensor]:
     """How many steps of its episode come before each row, and how many from it on, (B,) each."""
-    follows = (data.agent[1:] == data.agent[:-1]) & (data.state[1:] == data.next_state[:-1]).all(1)
-    episode = torch.cat([torch.zeros(1, dtype=torch.int64), (~follows).cumsum(0)])
+    episode = torch.cat([torch.zeros(1, dtype=torch.int64), (~data.follows()).cumsum(0)])
     length = torch.bincount(episode)
     end = length.cumsum(0)[episode]
     row = torch.arange(len(episode))

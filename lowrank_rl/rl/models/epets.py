@@ -19,8 +19,10 @@ from lowrank_rl import check, rng
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
 from lowrank_rl.rl.models import gaussian
-from lowrank_rl.rl.models.gaussian import NARROW, Bounds, Descent, Frame, decay, descend, fill, misfit, off
+from lowrank_rl.rl.models.frame import Frame, checked, everyone, frame, pack, unpack
+from lowrank_rl.rl.models.gaussian import NARROW, Bounds, Descent, decay, descend, fill, misfit, off
 from lowrank_rl.rl.unroll import rollout
+from lowrank_rl.tensor import io
 from lowrank_rl.tensor.functional_checkpoint import EVERY, Checkpoint, fingerprint
 
 KIND = "E-PETS"
@@ -93,12 +95,13 @@ class EPETS:
 
     def save(self, path: str | Path) -> None:
         """Raises ValueError where the file cannot be written."""
-        gaussian.save(path, KIND, self.module, self.config, self.personal, self.history)
+        io.save(path, KIND, *pack(self.module, self.config, self.history, personal=self.personal))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Raises ValueError for a missing, corrupt or foreign file."""
-        tensors, units, config, header = gaussian.load(path, KIND, EPETSConfig)
+        tensors, header = io.load(path, KIND)
+        units, config = unpack(tensors, header, EPETSConfig)
         networks = Networks(units, tensors["agents"].shape[1], config, generator=torch.Generator())
         networks.load_state_dict(tensors)
         return cls(networks, config, header["personal"], header["history"])
@@ -118,12 +121,9 @@ def fit_epets(data: Transitions, agents: int, actions: Discrete | Box, config: E
         ValueError: shapes that disagree, NaN or Inf, an agent out of range or without a transition, an action outside
             the bounds, dimensions that the state does not have, a loss that diverged.
     """
-    data = gaussian.checked(data, agents, actions)
-    missing = (torch.bincount(data.agent, minlength=agents) == 0).nonzero()[:, 0].tolist()
-    if missing:
-        raise ValueError(f"agents: expected data of each of {agents} agents, got none of {len(missing)} "
-                         f"(first: {missing[0]}); drop them and number the others 0..{agents - len(missing) - 1}")
-    units = gaussian.frame(data, actions, angles=config.angles, inside=config.inside)
+    data = checked(data, agents, actions)
+    everyone(data, agents)
+    units = frame(data, actions, angles=config.angles, inside=config.inside)
     networks = Networks(units, agents, config, generator=rng.stream(seed, "epets", "start"))
     draws = rng.stream(seed, "epets", "batches")
     job = fingerprint(config, (*vars(data).values(), torch.tensor(personal)), data.next_state, networks, draws)

@@ -1,7 +1,7 @@
-"""What ensembles of dynamics networks share: a Gaussian of the next state, its units, and how long to train (PETS, Chua
+"""What probabilistic dynamics networks share: a Gaussian of the next state, and how long to train (PETS, Chua
 and others 2018; CaDM, Lee and others 2020).
 
-    next_state = kept * state + shift + spread * y,      y ~ N(mean, exp(log_variance))  in each dimension
+    next_state = kept * state + shift + spread * y,      y ~ N(mean, exp(log_variance))  in each dimension (frame.py)
 
 where the network says mean and raw log variance, and the latter is kept between learned bounds, softly:
 
@@ -11,28 +11,23 @@ where the network says mean and raw log variance, and the latter is kept between
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot, softplus
+from torch.nn.functional import softplus
 
 from lowrank_rl import check
 from lowrank_rl.nets import Mlp
-from lowrank_rl.rl import inputs
-from lowrank_rl.rl.contracts import Box, Discrete, Transitions
-from lowrank_rl.rl.inputs import Inputs
-from lowrank_rl.tensor import io
-from lowrank_rl.tensor.functional_checkpoint import Checkpoint, load_moments, moments, named, part
+from lowrank_rl.rl.models.frame import Frame
+from lowrank_rl.tensor.functional_checkpoint import Checkpoint, restore, so_far
 
 TOLD = 100                           # updates between two entries of the history, and two looks at what is held out
 LOOKS = 3                            # that must be bad in a row for training to stop
 HIGH, LOW = 0.5, -10.0               # where the bounds of the log variance start
 NARROW = 0.01                        # price on their distance
 SCHEDULES = ("fixed", "cosine")
-FRAME = ("source", "part", "low", "high", "center", "scale", "kept", "shift", "spread")
 
 
 class Bounds(nn.Module):
@@ -68,70 +63,6 @@ def off(out: Tensor, target: Tensor, bounds: Bounds | None) -> Tensor:
     """Squared error of the mean. Differs: what is held out is judged by it in every form, since a few numbers with too small a
     variance make likelihoods jump, which stops training early."""
     return (target - (out if bounds is None else bounds(out)[0])).square()
-
-
-class Frame(nn.Module):
-    """The units in which networks see states and actions, and say what comes next."""
-
-    def __init__(self, actions: Discrete | Box, tensors: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.actions = actions
-        for name in FRAME:
-            self.register_buffer(name, tensors[name])
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Of a state as it is seen, an action as it is seen, and a state."""
-        return len(self.source), self.actions.n if isinstance(self.actions, Discrete) else self.actions.size, len(self.kept)
-
-    def see(self, state: Tensor) -> Tensor:
-        """(..., D) -> (..., I)"""
-        seen = Inputs(self.source, self.part, self.low, self.high)
-        return ((state[..., self.source] if seen.plain else seen(state)) - self.center) / self.scale
-
-    def act(self, action: Tensor) -> Tensor:
-        """Discrete actions as 0s and a 1, others between -1 and 1: (..., A) -> (..., width)"""
-        if isinstance(self.actions, Discrete):
-            return one_hot(action[..., 0].long(), self.actions.n).to(self.scale)
-        middle, half = (self.actions.high + self.actions.low) / 2, (self.actions.high - self.actions.low) / 2
-        return (action - middle) / half
-
-    def target(self, state: Tensor, next_state: Tensor) -> Tensor:
-        """What a network should say, (..., D)."""
-        return (next_state - self.kept * state - self.shift) / self.spread
-
-    def step(self, state: Tensor, said: Tensor) -> Tensor:
-        """The inverse: the next state, in the state's dtype."""
-        return (self.kept * state + self.shift + self.spread * said).to(state.dtype)
-
-
-def frame(data: Transitions, actions: Discrete | Box, *, angles: tuple[int, ...] = (), unseen: tuple[int, ...] = (),
-          absolute: tuple[int, ...] = (), inside: bool = False) -> Frame:
-    """Units from data. ``unseen`` dimensions are hidden, of ``absolute`` ones the next value is said, not the difference.
-
-    Raises:
-        ValueError: no such dimension, or none that is seen.
-    """
-    state, next_state = data.state.double(), data.next_state.double()
-    D = state.shape[1]
-    for name, some in (("unseen", unseen), ("absolute", absolute)):
-        if not set(some) <= set(range(D)):
-            raise ValueError(f"{name}: expected dimensions of the state, 0..{D - 1}, got {tuple(some)}")
-    seen = inputs.of(state, angles, inside)
-    shown = ~torch.isin(seen.source, torch.tensor(unseen, dtype=torch.int64))
-    if not shown.any():
-        raise ValueError(f"unseen: expected some of {D} dimensions to be seen, got {tuple(unseen)}; hide fewer")
-    kept = torch.tensor([float(d not in absolute) for d in range(D)], dtype=torch.float64)
-    tensors = {name: value[shown] for name, value in vars(seen).items()}
-    value, change = seen(state)[:, shown], next_state - kept * state
-    return Frame(actions, {**tensors, "center": value.mean(0), "scale": spread(value), "kept": kept,
-                           "shift": change.mean(0), "spread": spread(change)})
-
-
-def spread(x: Tensor) -> Tensor:
-    """Deviations of columns; 1 where nothing varies."""
-    deviation = x.std(0, unbiased=False)
-    return torch.where(deviation > 0, deviation, 1)
 
 
 def predict(units: Frame, network: Mlp, bounds: Bounds | None, context: Tensor, state: Tensor, action: Tensor,
@@ -199,12 +130,7 @@ def descend(module: nn.Module, loss: Callable[[Tensor], Tensor], errors: Callabl
     found = keep.resume()
     if found:
         kept, history = found
-        module.load_state_dict(part("module", kept))
-        load_moments(optimizer, part("adam", kept))
-        generator.set_state(kept["generator"])
-
-    def tensors() -> dict[str, Tensor]:
-        return {"generator": generator.get_state(), **named("module", module.state_dict()), **named("adam", moments(optimizer))}
+        restore(kept, module, optimizer, generator)
 
     started, total = time.monotonic() - (history[-1]["seconds"] if history else 0.0), 0.0
     for update in range(history[-1]["update"] if history else 0, config.updates):
@@ -228,7 +154,7 @@ def descend(module: nn.Module, loss: Callable[[Tensor], Tensor], errors: Callabl
             total = 0.0
             if progress:
                 progress(history[-1])
-            keep.save(tensors, history)
+            keep.save(partial(so_far, module, optimizer, generator), history)
     keep.remove()
     return history
 
@@ -260,27 +186,6 @@ def _rises(held: list[float | None], persistence: float) -> bool:
     return min(held[-LOOKS:]) > mean
 
 
-def checked(data: Transitions, agents: int, actions: Discrete | Box) -> Transitions:
-    """The steps, on the CPU.
-
-    Raises:
-        ValueError: shapes that disagree, NaN or Inf, an agent out of range, an action outside the bounds, no steps.
-    """
-    check.count("agents", agents)
-    data = Transitions(*(torch.as_tensor(x).cpu() for x in (data.agent, data.state, data.action, data.next_state)))
-    check.shapes(agent=(data.agent, "B"), state=(data.state, "B D"), action=(data.action, "B A"),
-                 next_state=(data.next_state, "B D"))
-    if len(data.agent) == 0:
-        raise ValueError("data: expected steps to learn from, got none")
-    if data.agent.is_floating_point():
-        raise ValueError(f"agent: expected integers 0..{agents - 1}, got {data.agent.dtype}; number the agents")
-    check.within("agent", data.agent, agents)
-    actions.check(data.action, len(data.action))
-    check.finite("state", data.state)
-    check.finite("next_state", data.next_state)
-    return data
-
-
 def decay(network: Mlp, price: float, last: int) -> Tensor:
     """price * sum over layers of k |W|^2 / 2, by member (M,), or 0; k is 1, 2, 3, 3, ... and ``last`` for the last layer."""
     if price == 0:
@@ -296,20 +201,3 @@ def fill(network: Mlp, *, generator: torch.Generator) -> Mlp:
         nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation, generator=generator)
         nn.init.zeros_(layer.bias)
     return network
-
-
-def save(path: str | Path, kind: str, networks: nn.Module, config: Any, personal: bool, history: list[dict]) -> None:
-    """A model's networks, with ``units``, and what they need beside their parameters."""
-    actions = networks.units.actions
-    io.save(path, kind, networks.state_dict(), {
-        "config": {name: value for name, value in asdict(config).items() if name != "descent"}, "personal": personal,
-        "discrete": isinstance(actions, Discrete), "actions": vars(actions), "history": history})
-
-
-def load(path: str | Path, kind: str, config: type) -> tuple[dict[str, Tensor], Frame, Any, dict]:
-    """Parameters, units, settings (but how it was trained) and header of what ``save`` wrote."""
-    tensors, header = io.load(path, kind)
-    actions = (Discrete if header["discrete"] else Box)(**header["actions"])
-    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in header["config"].items()}
-    units = Frame(actions, {name: tensors[f"units.{name}"] for name in FRAME})
-    return tensors, units, config(**settings), header

@@ -1,9 +1,8 @@
 """An ensemble of plain networks as a DynamicsModel, one for everybody: what MOReL learns of the world (NeurIPS 2020, 4.1).
 
-    next_state = state + shift + unit * network((state - center) / scale, action)
+    next_state - state = network(state, action)      in the units of frame.py
 
-with center and scale those of the logged inputs, shift and unit those of the logged differences. A discrete action is shown
-as one column per action. Members differ by their start and by the order in which they see the steps, and so agree where there
+Members differ by their start and by the order in which they see the steps, and so agree where there
 were steps to learn from, and elsewhere only by accident.
 
 Differs: the code cited by PerSim predicts the reward, too, and has nothing between its first two layers; ours are known
@@ -18,15 +17,16 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lowrank_rl import check, rng
 from lowrank_rl.nets import ACTIVATIONS, Mlp
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
+from lowrank_rl.rl.models import gaussian
+from lowrank_rl.rl.models.frame import Frame, checked, frame, pack, unpack
 from lowrank_rl.rl.unroll import rollout
 from lowrank_rl.tensor import AdamConfig, io
 from lowrank_rl.tensor.functional_adam import fit_adam
-from lowrank_rl.tensor.functional_checkpoint import Checkpoint, fingerprint, named, part
+from lowrank_rl.tensor.functional_checkpoint import Checkpoint, fingerprint
 
 KIND = "MlpEnsemble"
 
@@ -46,36 +46,50 @@ class MlpEnsembleConfig:
         check.known("activation", self.activation, ACTIVATIONS)
 
 
+class Networks(nn.Module):
+    """M members and their units."""
+
+    def __init__(self, units: Frame, config: MlpEnsembleConfig, *, generator: torch.Generator) -> None:
+        super().__init__()
+        seen, acts, D = units.sizes
+        self.units, self.members = units, config.members
+        self.network = Mlp(config.members, (seen + acts, *config.hidden, D), config.activation, generator=generator)
+
+    def forward(self, coordinates: list[Tensor]) -> Tensor:
+        """As ``fit_adam`` calls it, with a list of what networks see."""
+        return self.network(coordinates[0])
+
+
 class MlpEnsemble:
-    """A DynamicsModel. ``unit``: the spread of a state difference in the training data, (D,)."""
+    """A DynamicsModel."""
 
     past, noisy = 0, False
 
-    def __init__(self, network: Mlp, center: Tensor, scale: Tensor, shift: Tensor, unit: Tensor, actions: Discrete | Box,
-                 agents: int, history: list[dict]) -> None:
-        """center, scale: (I,) of the inputs. shift, unit: (D,) of the outputs. agents: how many there are, all the same."""
-        self.network, self.center, self.scale, self.shift, self.unit = network, center, scale, shift, unit
-        self.actions, self.agents, self.history = actions, agents, history
-        self.members = network.layers[0].weight.shape[0]
+    def __init__(self, module: Networks, config: MlpEnsembleConfig, agents: int, history: list[dict]) -> None:
+        """agents: how many there are, all the same."""
+        self.module, self.config, self.agents, self.history = module, config, agents, history
+        self.members = config.members
+
+    @property
+    def unit(self) -> Tensor:
+        """The spread of a state difference in the training data, (D,)."""
+        return self.module.units.spread
 
     def context(self, view: EpisodeView) -> Tensor:
         check.within("agent", view.agent, self.agents)
-        return view.state.new_zeros(self.members, len(view.agent), 0)
+        return self.module.network.layers[0].weight.new_zeros(self.members, len(view.agent), 0)
 
     @torch.no_grad()
     def predict(self, context: Tensor, state: Tensor, action: Tensor,
                 generator: torch.Generator | None = None) -> Tensor:
-        home = self.center.device
-        x, coded = state.to(home, self.center.dtype), _coded(action.to(home), self.actions, self.center.dtype)
-        x = torch.cat([x, coded.expand(self.members, *coded.shape)], dim=2)
-        delta = self.shift + self.unit * self.network((x - self.center) / self.scale)
-        return state + delta.to(state)
+        return gaussian.predict(self.module.units, self.module.network, None, context, state, action, None)
 
     def rollout(self, context: Tensor, state: Tensor, actions: Tensor,
                 generator: torch.Generator | None = None) -> Tensor:
         return rollout(self, context, state, actions, generator)
 
     def save(self, path: str | Path) -> None:
+        """Raises ValueError where the file cannot be written."""
         io.save(path, KIND, *self._packed())
 
     @classmethod
@@ -84,32 +98,14 @@ class MlpEnsemble:
         return cls._unpacked(*io.load(path, KIND))
 
     def _packed(self) -> tuple[dict[str, Tensor], dict]:
-        tensors = {name: getattr(self, name) for name in ("center", "scale", "shift", "unit")}
-        header = {"activation": self.network.activation.__name__, "discrete": isinstance(self.actions, Discrete),
-                  "actions": vars(self.actions), "agents": self.agents, "history": self.history}
-        return {**tensors, **named("network", self.network.state_dict())}, header
+        return pack(self.module, self.config, self.history, agents=self.agents)
 
     @classmethod
     def _unpacked(cls, tensors: dict[str, Tensor], header: dict, device: str = "cpu") -> Self:
-        state = part("network", tensors)
-        weights = [state[f"layers.{number}.weight"] for number in range(len(state) // 2)]
-        network = Mlp(len(weights[0]), (*(w.shape[1] for w in weights), weights[-1].shape[2]), header["activation"],
-                      generator=torch.Generator())
-        network.load_state_dict(state)
-        actions = (Discrete if header["discrete"] else Box)(**header["actions"])
-        return cls(network.to(device), *(tensors[name].to(device) for name in ("center", "scale", "shift", "unit")), actions,
-                   header["agents"], header["history"])
-
-
-class _Trained(nn.Module):
-    """The network as ``fit_adam`` calls one: with a list of inputs."""
-
-    def __init__(self, network: Mlp, members: int) -> None:
-        super().__init__()
-        self.network, self.members = network, members
-
-    def forward(self, coordinates: list[Tensor]) -> Tensor:
-        return self.network(coordinates[0])
+        units, config = unpack(tensors, header, MlpEnsembleConfig)
+        networks = Networks(units, config, generator=torch.Generator())
+        networks.load_state_dict(tensors)
+        return cls(networks.to(device).requires_grad_(False), config, header["agents"], header["history"])
 
 
 def fit_mlp_ensemble(data: Transitions, agents: int, actions: Discrete | Box, config: MlpEnsembleConfig, *, seed: int,
@@ -124,22 +120,16 @@ def fit_mlp_ensemble(data: Transitions, agents: int, actions: Discrete | Box, co
         ValueError: shapes that disagree, no steps, NaN or Inf, an agent out of range, actions of another kind or outside the
             bounds, a loss that diverged.
     """
-    _refuse(data, agents, actions)
-    state, dtype = data.state.double(), torch.get_default_dtype()
-    x = torch.cat([state, _coded(data.action, actions, torch.float64)], dim=1)
-    delta = data.next_state.double() - state
-    D = state.shape[1]
-    center, scale, shift, unit = x.mean(0), _spread(x), delta.mean(0), _spread(delta)
-    if isinstance(actions, Discrete):
-        center[D:], scale[D:] = 0.0, 1.0          # columns of 0 and 1 as they are
-    network = Mlp(config.members, (x.shape[1], *config.hidden, D), config.activation,
-                  generator=rng.stream(seed, "mlp ensemble", "network"))
-    least = math.ceil(config.updates / math.ceil(len(x) / config.adam.batch))
-    fit = fit_adam(_Trained(network, config.members).to(device), [((x - center) / scale).to(device, dtype)],
-                   ((delta - shift) / unit).to(device, dtype), replace(config.adam, epochs=max(config.adam.epochs, least)),
+    data = checked(data, agents, actions)
+    units = frame(data, actions)
+    networks = Networks(units, config, generator=rng.stream(seed, "mlp ensemble", "network")).to(device)
+    state, next_state, action = (x.to(device) for x in (data.state.double(), data.next_state.double(), data.action))
+    dtype = networks.network.layers[0].weight.dtype
+    steps, target = torch.cat([units.see(state), units.act(action)], dim=1).to(dtype), units.target(state, next_state).to(dtype)
+    least = math.ceil(config.updates / math.ceil(len(state) / config.adam.batch))
+    fit = fit_adam(networks, [steps], target, replace(config.adam, epochs=max(config.adam.epochs, least)),
                    generator=rng.stream(seed, "mlp ensemble", "batches"), progress=progress, checkpoint=checkpoint)
-    numbers = (value.to(device, dtype) for value in (center, scale, shift, unit))
-    return MlpEnsemble(fit.module.network, *numbers, actions, agents, fit.history)
+    return MlpEnsemble(networks.requires_grad_(False), config, agents, fit.history)
 
 
 def fit_or_load(data: Transitions, agents: int, actions: Discrete | Box, config: MlpEnsembleConfig, *, seed: int,
@@ -159,25 +149,3 @@ def fit_or_load(data: Transitions, agents: int, actions: Discrete | Box, config:
     tensors, header = model._packed()
     keep.save(lambda: tensors, [header])
     return model
-
-
-def _coded(action: Tensor, actions: Discrete | Box, dtype: torch.dtype) -> Tensor:
-    """What a network sees of actions (B, A)."""
-    return functional.one_hot(action[:, 0], actions.n).to(dtype) if isinstance(actions, Discrete) else action.to(dtype)
-
-
-def _spread(x: Tensor) -> Tensor:
-    """Deviations by column; 1 where nothing varies."""
-    spread = x.std(0, unbiased=False)
-    return torch.where(spread > 0, spread, 1)
-
-
-def _refuse(data: Transitions, agents: int, actions: Discrete | Box) -> None:
-    check.count("agents", agents)
-    check.shapes(agent=(data.agent, "B"), state=(data.state, "B D"), action=(data.action, "B A"),
-                 next_state=(data.next_state, "B D"))
-    check.count("number of logged steps", len(data.agent))
-    check.within("agent", data.agent, agents)
-    actions.check(data.action, len(data.action))
-    check.finite("state", data.state)
-    check.finite("next_state", data.next_state)

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from lowrank_rl import check
 from lowrank_rl.rl.contracts import Transitions
 from lowrank_rl.rl.inputs import Inputs
 from lowrank_rl.tensor.functional import FunctionalModule
-from lowrank_rl.tensor.functional_checkpoint import Checkpoint, load_moments, moments, named, part
+from lowrank_rl.tensor.functional_checkpoint import Checkpoint, restore, so_far
 
 TOLD = 50     # updates between two entries of the history
 STATE, ACTION = 1, 2     # the modes of the module, behind the agents
@@ -44,8 +45,7 @@ def stretches(data: Transitions, horizon: int) -> Tensor:
     Raises:
         ValueError: there are none.
     """
-    follows = (data.agent[1:] == data.agent[:-1]) & (data.state[1:] == data.next_state[:-1]).all(1)
-    breaks = torch.cat([torch.zeros(1, dtype=torch.int64), (~follows).cumsum(0)])     # how many before each row
+    breaks = torch.cat([torch.zeros(1, dtype=torch.int64), (~data.follows()).cumsum(0)])     # how many before each row
     first = torch.arange(max(0, len(breaks) - horizon + 1))
     first = first[breaks[first] == breaks[first + horizon - 1]]
     if len(first) == 0:
@@ -76,12 +76,7 @@ def fit_multistep(module: FunctionalModule, inputs: Inputs, data: Transitions, c
     found = keep.resume()
     if found:
         kept, history = found
-        module.load_state_dict(part("module", kept))
-        load_moments(optimizer, part("adam", kept))
-        generator.set_state(kept["generator"])
-
-    def tensors() -> dict[str, Tensor]:
-        return {"generator": generator.get_state(), **named("module", module.state_dict()), **named("adam", moments(optimizer))}
+        restore(kept, module, optimizer, generator)
 
     started, total = time.monotonic() - (history[-1]["seconds"] if history else 0.0), 0.0
     for update in range(TOLD * len(history), config.updates):
@@ -108,7 +103,7 @@ def fit_multistep(module: FunctionalModule, inputs: Inputs, data: Transitions, c
             total = 0.0
             if progress:
                 progress(history[-1])
-            keep.save(tensors, history)
+            keep.save(partial(so_far, module, optimizer, generator), history)
     return history
 
 

@@ -20,6 +20,7 @@ from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
 from lowrank_rl.rl.inputs import Inputs
 from lowrank_rl.rl.models import contacts
 from lowrank_rl.rl.models.contacts import Contacts
+from lowrank_rl.rl.models.frame import checked, everyone
 from lowrank_rl.rl.models.fused import WIDEST, rollout_network
 from lowrank_rl.rl.models.fused_basis import REACH, fusible, rollout_basis
 from lowrank_rl.rl.models.fused_deep import outputs, rollout_deep
@@ -225,24 +226,12 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
 
 def _checked(data: Transitions, agents: int, actions: Discrete | Box, config: PerSimConfig) -> Transitions:
     """The steps, on the CPU; refuses what ``fit_persim`` says."""
-    check.count("agents", agents)
-    data = Transitions(*(torch.as_tensor(x).cpu() for x in (data.agent, data.state, data.action, data.next_state)))
-    check.shapes(agent=(data.agent, "B"), state=(data.state, "B D"), action=(data.action, "B A"),
-                 next_state=(data.next_state, "B D"))
-    if data.agent.is_floating_point():
-        raise ValueError(f"agent: expected integers 0..{agents - 1}, got {data.agent.dtype}; number the agents")
-    check.within("agent", data.agent, agents)
-    actions.check(data.action, len(data.action))
-    missing = (torch.bincount(data.agent, minlength=agents) == 0).nonzero()[:, 0].tolist()
-    if missing:
-        raise ValueError(f"agents: expected data of each of {agents} agents, got none of {len(missing)} "
-                         f"(first: {missing[0]}); drop them and number the others 0..{agents - len(missing) - 1}")
+    data = checked(data, agents, actions)
+    everyone(data, agents)
     if config.exact and not isinstance(actions, Discrete):
         raise ValueError("exact: expected None where actions are continuous, got exact solves; use networks and adam")
     if config.exact and config.multistep:
         raise ValueError("multistep: expected None beside exact solves, got both; multi-step training goes with adam")
-    check.finite("state", data.state)
-    check.finite("next_state", data.next_state)
     return data
 
 

@@ -160,6 +160,3 @@ def fit_bcq_continuous(data: Experience, run: Tensor, actions: Box, config: Cont
 
 
 load = partial(Learned.load, kind=KIND, choose=choose)
-
-
-# What learners of continuous actions share.

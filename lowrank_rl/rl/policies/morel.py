@@ -210,7 +210,7 @@ def _world(model: DynamicsModel, environment: Environment, data: Experience, con
            scale: Tensor, generator: torch.Generator) -> "Pessimistic":
     from lowrank_rl.rl.policies import pessimistic  # here, because it needs an extra
 
-    unit = model.unit.cpu()
+    unit = model.unit.cpu().float()
     limit = math.inf if config.beta == math.inf else pessimistic.threshold(model, unit, data, config.beta)
     worth = max(abs(config.penalty), float(data.reward.double().abs().mean()) / (1 - config.discount)) or 1.0
     return pessimistic.Pessimistic(model, unit, environment, data, limit, penalty=config.penalty, logged=config.logged,

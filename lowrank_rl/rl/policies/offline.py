@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lowrank_rl import check, rng
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Experience
+from lowrank_rl.rl.inputs import spread
 from lowrank_rl.tensor import io
 from lowrank_rl.tensor.functional_checkpoint import EVERY, Checkpoint, load_moments, moments, named, part
 
@@ -60,7 +61,7 @@ class Logs:
         state = data.state[order].double()
         each = [state[first:first + count] for first, count in zip(self.first.tolist(), self.count.tolist(), strict=True)]
         self.center = torch.stack([x.mean(0) for x in each])                      # (G, D)
-        self.scale = torch.stack([_spread(x) for x in each])
+        self.scale = torch.stack([spread(x) for x in each])
         self.device = torch.device(device)
 
         def unit(x: Tensor) -> Tensor:
@@ -81,12 +82,6 @@ class Logs:
             rows = torch.minimum(torch.arange(longest), self.count[:, None] - 1)
         rows = (rows + self.first[:, None]).to(self.device)
         return Batch(**{name: values[rows] for name, values in self._parts.items()}, weight=weight.to(self.device))
-
-
-def _spread(state: Tensor) -> Tensor:
-    """Deviations by dimension; 1 where nothing varies."""
-    spread = state.std(0, unbiased=False)
-    return torch.where(spread > 0, spread, 1)
 
 
 class Learner(Protocol):
@@ -160,19 +155,10 @@ class Learned:
     def load(cls, path: str | Path, kind: str, choose: Callable[..., Tensor]) -> Self:
         """Raises ValueError for a missing, corrupt or foreign file."""
         tensors, header = io.load(path, kind)
-        networks = {name: _network(part(name, tensors), activation) for name, activation in header["networks"].items()}
+        networks = {name: Mlp.of(part(name, tensors), activation) for name, activation in header["networks"].items()}
         actions = (Discrete if header["discrete"] else Box)(**header["actions"])
         parts = (tensors[name] for name in ("center", "scale", "run", "failed"))
         return cls(choose, header["options"], networks, *parts, actions, header["history"])
-
-
-def _network(state: dict[str, Tensor], activation: str) -> Mlp:
-    """A network with these parameters."""
-    weights = [state[f"layers.{number}.weight"] for number in range(len(state) // 2)]
-    sizes = (*(w.shape[1] for w in weights), weights[-1].shape[2])
-    network = Mlp(len(weights[0]), sizes, activation, generator=torch.Generator())
-    network.load_state_dict(state)
-    return network
 
 
 def streams(seed: int, runs: int, *labels: object, device: str | torch.device = "cpu") -> list[torch.Generator]:

@@ -45,7 +45,7 @@ def threshold(model: DynamicsModel, unit: Tensor, data: Experience, beta: float)
 
 def beginnings(data: Experience) -> Tensor:
     """Rows at which a logged episode begins: nothing ends there, or what ends is another state or agent."""
-    follows = (data.agent[1:] == data.agent[:-1]) & (data.state[1:] == data.next_state[:-1]).all(1) & ~data.terminated[:-1]
+    follows = data.follows() & ~data.terminated[:-1]
     return torch.cat([torch.zeros(1, dtype=torch.int64), (~follows).nonzero()[:, 0] + 1])
 
 

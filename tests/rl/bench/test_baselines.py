@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lowrank_rl.rl.bench import __main__ as bench
-from lowrank_rl.rl.bench import baselines, cases, report, run
+from lowrank_rl.rl.bench import baselines, cases, pieces, report, run, train
 from lowrank_rl.rl.bench.store import Cell, Record, Store
 from lowrank_rl.rl.data import Episodes
 from lowrank_rl.rl.models.particles import Particles
@@ -98,7 +98,7 @@ def test_a_simulator_and_policies_through_one_command(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_killed_training_ends_with_the_same_policy_and_curve(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "settings_of", lambda cell: {})
+    monkeypatch.setattr(pieces, "settings_of", lambda cell: {})
     monkeypatch.setattr("lowrank_rl.rl.policies.offline.EVERY", 0.0)
     monkeypatch.setattr("lowrank_rl.rl.policies.offline.TOLD", 5)
     cell = Cell("cartpole", "pure", "bcq-a", 1, 0, "best", "tiny")
@@ -110,12 +110,12 @@ def test_a_killed_training_ends_with_the_same_policy_and_curve(tmp_path, monkeyp
         if share > 0.5:
             raise KeyboardInterrupt
     for name in ("whole", "halves"):
-        run.make_data(tmp_path / name, cell, told)
-    run.train(tmp_path / "whole", cell, "cpu", told)
+        train.make_data(tmp_path / name, cell, told)
+    train.train(tmp_path / "whole", cell, "cpu", told)
     with pytest.raises(KeyboardInterrupt):
-        run.train(tmp_path / "halves", cell, "cpu", killed)
-    run.train(tmp_path / "halves", cell, "cpu", told)
-    one, two = (run.load_policy(tmp_path / name, cell) for name in ("whole", "halves"))
+        train.train(tmp_path / "halves", cell, "cpu", killed)
+    train.train(tmp_path / "halves", cell, "cpu", told)
+    one, two = (pieces.load_policy(tmp_path / name, cell) for name in ("whole", "halves"))
     assert one.history[-1] == two.history[-1]
     for name, network in one.networks.items():
         for mine, yours in zip(network.parameters(), two.networks[name].parameters(), strict=True):
@@ -145,7 +145,7 @@ def test_flown_trajectories_come_from_persims_simulators(tmp_path):
     assert set(records["persim-bcq-5"].config["flown"]) == {"learning", "planning", "policies"}
     assert records["persim-bcq-5"].config["learning"] == records["bcq-a"].config["learning"]
     cell = Cell("cartpole", "random", "persim-bcq-5", 2, 0, "best", "tiny")
-    more = run._flown(tmp_path, cell, lambda *what: None)
+    more = train._flown(tmp_path, cell, lambda *what: None)
     assert torch.bincount(more.agent, minlength=5).min() >= 5              # five of each test agent
     assert int(more.agent.max()) == 4
 

@@ -9,7 +9,7 @@ import torch
 from lowrank_rl import check
 from lowrank_rl.rl import data
 from lowrank_rl.rl.behaviour.trained import fingerprint
-from lowrank_rl.rl.bench import cases, run
+from lowrank_rl.rl.bench import cases, pieces
 from lowrank_rl.rl.bench.store import Cell
 from lowrank_rl.rl.contracts import Transitions
 from lowrank_rl.rl.models.persim import PerSimConfig, fit_persim
@@ -143,23 +143,23 @@ def test_the_price_is_in_units_of_a_state_difference():
 
 def test_changed_settings_train_anew_and_equal_ones_do_not(tmp_path, monkeypatch):
     cell = Cell("cartpole", "random", "persim", 1, 0, "best", "tiny")
-    first = run.model_path(tmp_path, cell)
-    assert run.model_path(tmp_path, replace(cell, agent=5)) == first           # one model serves all agents
+    first = pieces.model_path(tmp_path, cell)
+    assert pieces.model_path(tmp_path, replace(cell, agent=5)) == first           # one model serves all agents
     others = [replace(cell, settings="paper"), replace(cell, budget="quick"), replace(cell, seed=1),
               replace(cell, method="pooled"), replace(cell, environment="mountaincar")]
-    assert len({first, *(run.model_path(tmp_path, other) for other in others)}) == 6
+    assert len({first, *(pieces.model_path(tmp_path, other) for other in others)}) == 6
     config = cases.LEARNING["best", "cartpole"]
     monkeypatch.setitem(cases.LEARNING, ("best", "cartpole"), replace(config, rank=config.rank + 1))
-    assert run.model_path(tmp_path, cell) != first
+    assert pieces.model_path(tmp_path, cell) != first
 
 
 def test_data_is_shared_by_settings_and_methods_but_not_by_seeds_or_sizes(tmp_path):
     cell = Cell("cartpole", "random", "persim", 1, 0, "best", "quick")
-    first = run.data_path(tmp_path, cell)
+    first = pieces.data_path(tmp_path, cell)
     for same in (replace(cell, settings="paper"), replace(cell, method="pooled"), replace(cell, agent=3)):
-        assert run.data_path(tmp_path, same) == first
+        assert pieces.data_path(tmp_path, same) == first
     for other in (replace(cell, seed=1), replace(cell, budget="tiny"), replace(cell, dataset="pure")):
-        assert run.data_path(tmp_path, other) != first
+        assert pieces.data_path(tmp_path, other) != first
 
 
 def test_other_policies_are_other_data_and_other_settings(tmp_path, monkeypatch):
@@ -170,16 +170,16 @@ def test_other_policies_are_other_data_and_other_settings(tmp_path, monkeypatch)
 
     def all_of(path):
         return [path(tmp_path, cell) for cell in cells[:2]]
-    data_before, models_before = all_of(run.data_path), all_of(run.model_path)
-    settings = [run.settings_of(cell) for cell in cells]
+    data_before, models_before = all_of(pieces.data_path), all_of(pieces.model_path)
+    settings = [pieces.settings_of(cell) for cell in cells]
     assert fingerprint(cases.ENVIRONMENTS["cartpole"], test=False) in data_before[0].name
-    monkeypatch.setattr(run, "fingerprint", lambda environment, test: f"other {environment.name}")
-    assert [a == b for a, b in zip(all_of(run.data_path), data_before, strict=True)] == [False, True]
-    assert [a == b for a, b in zip(all_of(run.model_path), models_before, strict=True)] == [False, True]
-    assert [run.same_settings(old, run.settings_of(cell)) for cell, old in zip(cells, settings, strict=True)] == [
+    monkeypatch.setattr(pieces, "fingerprint", lambda environment, test: f"other {environment.name}")
+    assert [a == b for a, b in zip(all_of(pieces.data_path), data_before, strict=True)] == [False, True]
+    assert [a == b for a, b in zip(all_of(pieces.model_path), models_before, strict=True)] == [False, True]
+    assert [pieces.same_settings(old, pieces.settings_of(cell)) for cell, old in zip(cells, settings, strict=True)] == [
         False, False, True]
     before = {name: value for name, value in settings[0].items() if name != "policies"}      # by a scripted test policy
-    assert not run.same_settings(before, settings[0])
+    assert not pieces.same_settings(before, settings[0])
 
 
 @pytest.mark.parametrize(("what", "names"), [("environment", cases.ENVIRONMENTS), ("method", cases.METHODS),

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lowrank_rl.rl.bench import cases, run
+from lowrank_rl.rl.bench import cases, pieces, run, train
 from lowrank_rl.rl.bench.store import Cell, Record
 
 image = pytest.importorskip("matplotlib.image")
@@ -29,8 +29,8 @@ def results(tmp_path_factory):
     records = {}
     for cell in CELLS:
         if cell.dataset != "none":
-            run.make_data(out, cell, quiet)
-            run.train(out, cell, "cpu", quiet)
+            train.make_data(out, cell, quiet)
+            train.train(out, cell, "cpu", quiet)
         records[cell] = run.run_cell(out, cell, "cpu", quiet)
     return out, records
 
@@ -71,7 +71,7 @@ def test_trajectories_show_the_truth_and_every_method(results, figures):
     assert [axis.get_title() for axis in axes[0]] == ["agent 1\ngravity 0.0001", "agent 4\ngravity 0.0025"]
     for axis in axes.flat:
         assert [line.get_label() for line in axis.lines] == ["true", "persim", "pooled"]
-    with np.load(run.trace_path(out, CELLS[1])) as trace:
+    with np.load(pieces.trace_path(out, CELLS[1])) as trace:
         true, predicted = trace["true"], trace["predicted"]
     persim = axes[1, 1].lines[1].get_ydata()
     np.testing.assert_array_equal(axes[1, 1].lines[0].get_ydata(), true[:, 1])
@@ -126,8 +126,8 @@ def test_latent_rows_are_coloured_by_what_was_hidden(results, figures):
 def test_rank_one_still_has_a_picture(results, tmp_path, monkeypatch):
     config = cases.LEARNING["best", "mountaincar"]
     monkeypatch.setitem(cases.LEARNING, ("best", "mountaincar"), replace(config, rank=1))
-    run.make_data(tmp_path, CELLS[0], quiet)
-    run.train(tmp_path, CELLS[0], "cpu", quiet)
+    train.make_data(tmp_path, CELLS[0], quiet)
+    train.train(tmp_path, CELLS[0], "cpu", quiet)
     assert plots.latent_rows(tmp_path, CAR, CELLS[0]).stat().st_size > 10_000
 
 

@@ -6,9 +6,10 @@ from functools import lru_cache
 import pytest
 import torch
 
-from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Discrete, Transitions, fresh_view
-from lowrank_rl.rl.models.mlp_ensemble import MlpEnsemble, MlpEnsembleConfig, fit_mlp_ensemble, fit_or_load
+from lowrank_rl.rl.inputs import plain
+from lowrank_rl.rl.models.frame import Frame
+from lowrank_rl.rl.models.mlp_ensemble import MlpEnsemble, MlpEnsembleConfig, Networks, fit_mlp_ensemble, fit_or_load
 from lowrank_rl.rng import stream
 from lowrank_rl.tensor import AdamConfig, io
 
@@ -94,10 +95,12 @@ def test_an_agent_out_of_range_is_refused(kind, stranger):
 
 def test_a_prediction_by_hand():
     """One neuron that sees the second action, in units: 2 relu(3) = 6 deviations of 0.5 from 10."""
-    network = Mlp(1, (3, 1, 1), "relu", generator=torch.Generator())
-    for layer, weight in zip(network.layers, ([[0.0], [0.0], [3.0]], [[2.0]]), strict=True):
+    kept = {"kept": torch.ones(1), "shift": torch.tensor([10.0]), "spread": torch.tensor([0.5])}
+    units = Frame(Discrete(2), {**vars(plain(1)), "center": torch.zeros(1), "scale": torch.ones(1), **kept})
+    module = Networks(units, MlpEnsembleConfig(members=1, hidden=(1,)), generator=torch.Generator())
+    for layer, weight in zip(module.network.layers, ([[0.0], [0.0], [3.0]], [[2.0]]), strict=True):
         layer.weight.data, layer.bias.data = torch.tensor([weight]), torch.zeros(1, 1, 1)
-    model = MlpEnsemble(network, torch.zeros(3), torch.ones(3), torch.tensor([10.0]), torch.tensor([0.5]), Discrete(2), 1, [])
+    model = MlpEnsemble(module.requires_grad_(False), MlpEnsembleConfig(members=1, hidden=(1,)), 1, [])
     found = model.predict(torch.zeros(1, 2, 0), torch.tensor([[[1.0], [1.0]]]), torch.tensor([[0], [1]]))
     assert found.flatten().tolist() == [11.0, 14.0]
 
@@ -147,7 +150,8 @@ def test_save_and_load(kind, tmp_path):
     model.save(tmp_path / "model")
     again = MlpEnsemble.load(tmp_path / "model")
     assert torch.equal(again.predict(context, state, plans[:, 0, 0]), model.predict(context, state, plans[:, 0, 0]))
-    assert (again.agents, again.actions, again.history) == (model.agents, model.actions, model.history)
+    assert (again.agents, again.history) == (model.agents, model.history)
+    assert again.module.units.actions == model.module.units.actions
     io.save(tmp_path / "other", "PerSim", {}, {})
     with pytest.raises(ValueError, match="expected a MlpEnsemble"):
         MlpEnsemble.load(tmp_path / "other")
@@ -197,7 +201,7 @@ def test_bad_steps_are_refused(change, message):
 
 def test_no_steps_and_bad_settings_are_refused():
     nothing = Transitions(*(x[:0] for x in vars(logged(Discrete(3))).values()))
-    with pytest.raises(ValueError, match="number of logged steps: expected a whole number >= 1, got 0"):
+    with pytest.raises(ValueError, match="data: expected steps to learn from, got none"):
         fit_mlp_ensemble(nothing, AGENTS, Discrete(3), SMALL, seed=0)
     for change, message in (({"members": 0}, "members: expected"), ({"updates": 0}, "updates: expected"),
                             ({"activation": "sine"}, "unknown activation 'sine'")):

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 
-from lowrank_rl.rl.bench.run import same_settings, settings_of
+from lowrank_rl.rl.bench.pieces import same_settings, settings_of
 from lowrank_rl.rl.bench.store import Cell
 
 CELL = Cell("mountaincar", "random", "persim", 1, 0, "best", "quick")
