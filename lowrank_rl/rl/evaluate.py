@@ -35,7 +35,8 @@ def prediction_error(environment: Environment, model: DynamicsModel, covariates:
     """The paper's test (section 5.2): 50-step open-loop error on trajectories of an unseen policy, by agent.
 
     ``policy`` acts in the true environment; after ``BURN_IN`` real steps the model predicts the next ``WINDOW`` states
-    from one true state and the true actions. The prediction is the mean of the members' own rollouts.
+    from one true state and the true actions. The prediction is the mean of the members' own rollouts, without draws. A model
+    that wants to see the past is shown the steps of the burn-in.
 
     Args:
         covariates: (N, E) of all agents. agents: which of them to test.

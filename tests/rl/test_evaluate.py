@@ -115,6 +115,33 @@ def test_the_true_environment_predicts_itself(environment, policy):
         assert np.nanmax(error.by_step) < 1e-12
 
 
+class Backward(Drift):
+    """Keeps the view that its context was asked for."""
+
+    past = 12
+
+    def context(self, view):
+        self.view = view
+        return torch.zeros(2, len(view.agent), 1, dtype=torch.float64)
+
+
+def test_a_model_sees_the_burn_in():
+    """Ten real states, so nine steps; where it wants more, the rest is unknown."""
+    covariates, model = agents(MOUNTAINCAR, 5, seed=0), Backward()
+    prediction_error(MOUNTAINCAR, model, covariates, [2, 0], Uniform(MOUNTAINCAR.actions), episodes=2, seed=3)
+    agent = torch.tensor([2, 2, 0, 0])
+    real = collect(MOUNTAINCAR, covariates[agent], agent, Uniform(MOUNTAINCAR.actions), seed=3, what="prediction-test",
+                   max_steps=60)
+    view = model.view
+    assert view.agent.tolist() == agent.tolist()
+    assert view.past_mask.tolist() == [[False] * 3 + [True] * 9] * 4
+    for e, first in enumerate(real.start[:-1]):
+        np.testing.assert_array_equal(view.state[e], real.state[first + 9])
+        np.testing.assert_array_equal(view.past_state[e, 3:], real.state[first:first + 9])
+        np.testing.assert_array_equal(view.past_action[e, 3:], real.action[first:first + 9])
+        assert not view.past_state[e, :3].any()
+
+
 def test_a_simulator_of_the_wrong_agent_errs():
     covariates = agents(CARTPOLE, 5, seed=0)
     wrong = TrueEnv(CARTPOLE, covariates.roll(1, 0))

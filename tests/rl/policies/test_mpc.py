@@ -55,6 +55,21 @@ def values(policy, state, plans):
     return policy.values(policy.model.context(view(state)), state, plans)
 
 
+class Wind(Two):
+    """The same, and each next position is a draw around it."""
+
+    noisy = True
+
+    def predict(self, context, state, action, generator=None):
+        calm = super().predict(context, state, action)
+        if generator is None:
+            return calm
+        return calm + torch.tensor([1.0, 0.0]) * torch.randn(calm.shape, generator=generator, dtype=calm.dtype)
+
+    def rollout(self, context, state, actions, generator=None):
+        return rollout(self, context, state, actions, generator)
+
+
 STATE = torch.tensor([[10.0, 0.0], [20.0, 0.0]], dtype=torch.float64)
 PLANS = torch.tensor([[[1, 1], [2, -1], [0, 0]], [[-1, 0], [0, 4], [1, 1]]]).double()[..., None]   # (B, C, H, A) = (2, 3, 2, 1)
 
@@ -219,3 +234,22 @@ def test_continuous_plans_are_planned_with_too():
     # minimise (x + s - 1)^2 + (x + 3 s - 1)^2 over s = the sum of two actions: s = -4 (x - 1) / 10
     assert float(memory[0].sum()) == pytest.approx(0.4, abs=0.05)
     assert float(memory[1].sum()) == pytest.approx(-2, abs=0.05)        # -3.2 is out of bounds
+
+
+def test_a_noisy_model_draws_from_its_rows_generator(monkeypatch):
+    """Equal seeds give equal scores, whoever stands beside and however many threads there are; without generators: the mean."""
+    policy, context = MPC(Wind(), None, last_position), Wind().context(view(STATE))
+
+    def scores(rows, seeds, threads=1):
+        rows = list(rows)
+        return policy.values(context[:, rows], STATE[rows], PLANS[rows], threads, [stream(seed, "wind") for seed in seeds])
+    both = scores([0, 1], [5, 6])
+    assert torch.equal(policy.values(context, STATE, PLANS), values(MPC(Two(), None, last_position), STATE, PLANS))
+    assert not torch.isclose(both, policy.values(context, STATE, PLANS)).any()
+    assert torch.equal(scores([1], [6]), both[1:])
+    assert torch.equal(scores([1, 0], [6, 5]), both.flip(0))
+    assert not torch.isclose(scores([1], [7]), both[1:]).any()
+    monkeypatch.setattr(module, "ON_CPU", 16)                   # each plan is a piece
+    apart = scores([0, 1], [5, 6])
+    assert torch.equal(scores([0, 1], [5, 6], threads=3), apart)
+    assert len(apart.unique()) == 6
