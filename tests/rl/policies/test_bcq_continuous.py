@@ -1,51 +1,20 @@
-"""Continuous BCQ: its losses by hand, problems of known optimum, runs beside each other, unfinished and bad ones."""
+"""Continuous BCQ: its losses by hand, problems of known optimum. What it shares with others: test_continuous.py."""
 
 import math
 
 import pytest
 import torch
 
-from lowrank_rl.rl.contracts import Box, Discrete, Experience, fresh_view
-from lowrank_rl.rl.policies import bcq_continuous, offline
+from lowrank_rl.rl.contracts import Box
 from lowrank_rl.rl.policies.bcq_continuous import ContinuousBCQ, ContinuousBCQConfig, choose, fit_bcq_continuous
 from lowrank_rl.rl.policies.offline import Batch
 from lowrank_rl.rng import stream
+from policies.points import BOX, acted, logs, one, push
 
-BOX = Box(-2.0, 4.0, 1)
 TINY = ContinuousBCQConfig(updates=20, batch=16, hidden=(8, 7), autoencoder=(9, 8), samples=3, choices=5)
 # random actions are not worth encoding at the released weight of the divergence
 SMALL = ContinuousBCQConfig(updates=400, batch=64, hidden=(32, 32), autoencoder=(32, 32), discount=0.9, follow=0.02,
                             learning_rate=4e-3, samples=5, choices=50, kl=0.02)
-
-
-def logs(counts=(200,), low=BOX.low, reward=None, seed=0):
-    """Points that uniform actions push around [-1, 1], each agent's ``counts`` steps; by default the price of a step is where
-    it begins, so that a good action shows in the next state's value only.
-    """
-    draw, agent = stream(seed, "points"), torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    state = 2 * torch.rand((len(agent), 1), generator=draw, dtype=torch.float64) - 1
-    action = low + (BOX.high - low) * torch.rand((len(agent), 1), generator=draw, dtype=torch.float64)
-    after = push(state, action)
-    paid = -state[:, 0].square() if reward is None else reward(action[:, 0])
-    return Experience(agent, state, action, after, paid, torch.full((len(agent),), reward is not None))
-
-
-def push(state, action):
-    """Best from state x is 1 - x."""
-    return (state + action - 1).clamp(-1, 1)
-
-
-def acted(policy, state, agent=0, seed=0):
-    """Its actions in states (B,)."""
-    state = torch.as_tensor(state, dtype=torch.float64)[:, None]
-    view = fresh_view(torch.full((len(state),), agent), state, 1)
-    policy.reset(view.agent)
-    return policy.act(view, generators=[stream(seed, "row", row) for row in range(len(state))])[:, 0]
-
-
-def one(network, member, *parts):
-    """A member's outputs for one input, as numbers."""
-    return network.alone(member)(torch.cat(parts)[None, None])[0, 0].tolist()
 
 
 def clip(x, low=-1.0, high=1.0):
@@ -158,45 +127,6 @@ def test_it_stays_where_the_logs_are():
     assert action.mean() < 2.1                           # of 1..4
 
 
-@pytest.mark.parametrize("counts", [(40, 30, 50), (9, 12, 5)], ids=["long", "shorter than a batch"])
-def test_a_run_learns_the_same_beside_others(counts):
-    data = logs(counts)
-    together = fit_bcq_continuous(data, torch.arange(3), BOX, TINY, seed=0)
-    alone = fit_bcq_continuous(data, torch.tensor([0, -1, -1]), BOX, TINY, seed=0)
-    state = torch.linspace(-1, 1, 7)
-    assert torch.allclose(acted(together, state), acted(alone, state), atol=1e-4)
-    assert not torch.allclose(acted(together, state, agent=1), acted(alone, state), atol=1e-2)
-
-
-def test_an_interrupted_fit_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr(offline, "TOLD", 5)
-    monkeypatch.setattr(offline, "EVERY", 0.0)
-    data, run, file = logs((30, 30)), torch.arange(2), tmp_path / "unfinished"
-
-    def stop(entry):
-        if entry["update"] == 15:
-            raise KeyboardInterrupt
-    whole = fit_bcq_continuous(data, run, BOX, TINY, seed=0)
-    with pytest.raises(KeyboardInterrupt):
-        fit_bcq_continuous(data, run, BOX, TINY, seed=0, checkpoint=file, progress=stop)
-    assert file.exists()
-    seen = []
-    resumed = fit_bcq_continuous(data, run, BOX, TINY, seed=0, checkpoint=file, progress=seen.append)
-    assert [entry["update"] for entry in seen] == [15, 20]
-    for name, network in whole.networks.items():
-        for ours, theirs in zip(network.parameters(), resumed.networks[name].parameters(), strict=True):
-            assert torch.equal(ours, theirs)
-
-
-def test_saved_and_loaded_it_acts_the_same(tmp_path):
-    policy = fit_bcq_continuous(logs((30, 30)), torch.arange(2), BOX, TINY, seed=0)
-    policy.save(tmp_path / "policy", bcq_continuous.KIND)
-    again = bcq_continuous.load(tmp_path / "policy")
-    state = torch.linspace(-1, 1, 7)
-    for agent in range(2):
-        assert torch.equal(acted(policy, state, agent), acted(again, state, agent))
-
-
 def test_a_row_acts_by_its_own_generator():
     policy = fit_bcq_continuous(logs((30,)), torch.zeros(1, dtype=torch.int64), BOX, TINY, seed=0)
     state = torch.linspace(-1, 1, 7)
@@ -205,22 +135,7 @@ def test_a_row_acts_by_its_own_generator():
     assert not torch.allclose(together, acted(policy, state, seed=1))
 
 
-def test_a_run_whose_loss_is_not_finite_is_marked():
-    data = logs((30, 30))
-    data.reward[data.agent == 1] = 1e30          # its square is no float
-    policy = fit_bcq_continuous(data, torch.arange(2), BOX, TINY, seed=0)
-    assert policy.failed.tolist() == [-1, 1]
-    assert acted(policy, [0.0]).isfinite().all()
-    with pytest.raises(ValueError, match="agent 1: expected a trained policy, got one whose loss was NaN or Inf at update 1"):
-        acted(policy, [0.0], agent=1)
-
-
-def test_bad_input_is_refused():
-    data, run = logs(), torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"actions: expected a Box of continuous ones, got Discrete\(n=3\)"):
-        fit_bcq_continuous(data, run, Discrete(3), TINY, seed=0)
-    with pytest.raises(ValueError, match=r"action: expected 1 components in \[-1.0, 1.0\]"):
-        fit_bcq_continuous(data, run, Box(-1.0, 1.0, 1), TINY, seed=0)
+def test_bad_settings_are_refused():
     for bad in ({"samples": 0}, {"choices": 0}, {"caution": 1.5}, {"perturbation": -0.1}, {"kl": 0.0}):
         with pytest.raises(ValueError, match=f"{next(iter(bad))}: expected"):
             ContinuousBCQConfig(**bad)
