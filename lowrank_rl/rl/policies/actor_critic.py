@@ -9,12 +9,6 @@ from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box
 
 
-def continuous(actions: Box) -> None:
-    """Refuse actions of another kind."""
-    if not isinstance(actions, Box):
-        raise ValueError(f"actions: expected a Box of continuous ones, got {actions}; take the learner of discrete actions")
-
-
 def to_unit(action: Tensor, box: Box) -> Tensor:
     """The same in [-1, 1]."""
     return (action - box.low) * (2 / (box.high - box.low)) - 1

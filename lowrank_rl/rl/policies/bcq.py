@@ -96,7 +96,8 @@ def choose(networks: dict[str, Mlp], state: Tensor, generators: list[torch.Gener
 
 
 def fit_bcq(data: Experience, run: Tensor, actions: Discrete, config: BCQConfig, *, seed: int, **options) -> Learned:
-    """Arguments and errors: ``offline.fit``."""
+    """Arguments and errors: ``offline.fit``; actions that are not Discrete are refused too."""
+    offline.of_kind(actions, Discrete)
     return offline.fit(BCQ, choose, {"threshold": config.threshold}, data, run, actions, config, seed=seed, **options)
 
 

@@ -19,7 +19,7 @@ from lowrank_rl import check
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Experience
 from lowrank_rl.rl.policies import offline
-from lowrank_rl.rl.policies.actor_critic import adam, continuous, descend, from_unit, normal, to_unit, values
+from lowrank_rl.rl.policies.actor_critic import adam, descend, from_unit, normal, to_unit, values
 from lowrank_rl.rl.policies.offline import Batch, Learned
 
 KIND = "ContinuousBCQ"
@@ -152,7 +152,7 @@ def choose(networks: dict[str, Mlp], state: Tensor, generators: list[torch.Gener
 def fit_bcq_continuous(data: Experience, run: Tensor, actions: Box, config: ContinuousBCQConfig, *, seed: int,
                        **options) -> Learned:
     """Arguments and errors: ``offline.fit``; actions that are not of a Box are refused too."""
-    continuous(actions)
+    offline.of_kind(actions, Box)
     bounds = {"low": actions.low, "high": actions.high}
     return offline.fit(partial(ContinuousBCQ, box=actions), choose,
                        {"perturbation": config.perturbation, "choices": config.choices, **bounds}, data, run, actions, config,

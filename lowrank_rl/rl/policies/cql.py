@@ -102,7 +102,8 @@ def choose(networks: dict[str, Mlp], state: Tensor, generators: list[torch.Gener
 
 
 def fit_cql(data: Experience, run: Tensor, actions: Discrete, config: CQLConfig, *, seed: int, **options) -> Learned:
-    """Arguments and errors: ``offline.fit``."""
+    """Arguments and errors: ``offline.fit``; actions that are not Discrete are refused too."""
+    offline.of_kind(actions, Discrete)
     return offline.fit(CQL, choose, {}, data, run, actions, config, seed=seed, **options)
 
 

@@ -24,7 +24,7 @@ from lowrank_rl import check
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Experience
 from lowrank_rl.rl.policies import offline
-from lowrank_rl.rl.policies.actor_critic import adam, continuous, descend, from_unit, normal, to_unit, values
+from lowrank_rl.rl.policies.actor_critic import adam, descend, from_unit, normal, to_unit, values
 from lowrank_rl.rl.policies.offline import Batch, Learned
 
 KIND = "ContinuousCQL"
@@ -168,7 +168,7 @@ def choose(networks: dict[str, Mlp], state: Tensor, generators: list[torch.Gener
 def fit_cql_continuous(data: Experience, run: Tensor, actions: Box, config: ContinuousCQLConfig, *, seed: int,
                        **options) -> Learned:
     """Arguments and errors: ``offline.fit``; actions that are not of a Box are refused too."""
-    continuous(actions)
+    offline.of_kind(actions, Box)
     return offline.fit(partial(ContinuousCQL, box=actions), choose, {"low": actions.low, "high": actions.high}, data, run,
                        actions, config, seed=seed, **options)
 

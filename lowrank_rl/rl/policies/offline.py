@@ -192,6 +192,13 @@ def shares(**named: float) -> None:
             raise ValueError(f"{name}: expected a share in [0, 1], got {value!r}")
 
 
+def of_kind(actions: Discrete | Box, kind: type) -> None:
+    """Refuse actions of the other kind, for a learner of one."""
+    if not isinstance(actions, kind):
+        wanted, other = ("a Box of continuous ones", "discrete") if kind is Box else ("Discrete ones", "continuous")
+        raise ValueError(f"actions: expected {wanted}, got {actions}; take the learner of {other} actions")
+
+
 def checked(data: Experience, run: Tensor, actions: Discrete | Box) -> None:
     """Refuse what no policy can be learned from; the errors of ``fit``."""
     check.shapes(agent=(data.agent, "B"), state=(data.state, "B D"), action=(data.action, "B A"),

@@ -308,6 +308,14 @@ def test_continuous_actions_are_refused_where_they_are_whole_numbers():
         fit_guess(data, WORLDS, Box(-1.0, 1.0, 3), GuessConfig(), seed=0)
 
 
+def test_a_learner_of_discrete_actions_refuses_others(learner):
+    fit, config, _ = learner
+    logged = walks()
+    logged = replace(logged, action=logged.action.double())
+    with pytest.raises(ValueError, match="actions: expected Discrete ones, got Box.*; take the learner of continuous actions"):
+        fit(logged, torch.zeros(2, dtype=torch.int64), Box(0.0, 5.0, 1), config, seed=0)
+
+
 def test_an_unknown_agent_is_refused():
     policy = fit_guess(walks(), WORLDS, ACTIONS, GuessConfig(updates=1), seed=0)
     with pytest.raises(ValueError, match=r"agent: expected integers 0\.\.1, got values 5\.\.5"):
