@@ -21,7 +21,7 @@ from lowrank_rl import check, rng
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
 from lowrank_rl.rl.inputs import spread
-from lowrank_rl.rl.models import gaussian
+from lowrank_rl.rl.models import fused_gaussian, gaussian
 from lowrank_rl.rl.models.frame import Frame, checked, frame, pack, unpack
 from lowrank_rl.rl.models.gaussian import NARROW, Bounds, Descent, decay, descend, fill, misfit, off
 from lowrank_rl.rl.unroll import rollout
@@ -50,7 +50,8 @@ class CaDMConfig:
     unseen: tuple[int, ...] = ()                      # state dimensions that ahead and back do not see
     angles: tuple[int, ...] = ()                      # those seen as sine and cosine
     absolute: tuple[int, ...] = ()                    # those of which the next value is said, not the difference
-    descent: Descent = Descent(updates=8000, schedule="cosine", most=500)      # noqa: RUF009 (frozen)
+    precision: str = "full"                           # of hidden layers of ahead and back; "bfloat16" is faster
+    descent: Descent = Descent(updates=20_000, schedule="cosine", most=500)      # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         for name in ("members", "past", "future", "width"):
@@ -70,8 +71,8 @@ class Networks(nn.Module):
         self.units, self.past = units, config.past
         self.encoder = fill(Mlp(M, (config.past * (D + acts), *config.context_hidden, config.width), "relu",
                                 generator=generator), generator=generator)
-        self.ahead, self.back = (fill(Mlp(M, (*sizes, outputs), "silu", generator=generator), generator=generator)
-                                 for outputs in (2 * D if config.probabilistic else D, D))
+        self.ahead, self.back = (fill(Mlp(M, (*sizes, outputs), "silu", config.precision, generator=generator),
+                                      generator=generator) for outputs in (2 * D if config.probabilistic else D, D))
         self.bounds = Bounds(M, D) if config.probabilistic else None
 
     def context(self, change: Tensor, action: Tensor, known: Tensor) -> Tensor:
@@ -110,8 +111,12 @@ class CaDM:
         module = self.module
         return gaussian.predict(module.units, module.ahead, module.bounds, context, state, action, generator)
 
+    @torch.no_grad()
     def rollout(self, context: Tensor, state: Tensor, actions: Tensor,
                 generator: torch.Generator | None = None) -> Tensor:
+        module = self.module
+        if fused_gaussian.compiles(module.ahead):
+            return fused_gaussian.rollout(module.units, module.ahead, module.bounds, context, state, actions, generator)
         return rollout(self, context, state, actions, generator)
 
     def save(self, path: str | Path) -> None:
@@ -153,11 +158,11 @@ def fit_cadm(data: Transitions, agents: int, actions: Discrete | Box, config: Ca
     again = torch.randint(len(rows), (config.members, len(rows)), generator=rng.stream(seed, "cadm", "bootstrap"))
     rows = rows[again] if config.members > 1 else rows[None]
 
-    def loss(first: Tensor) -> Tensor:
+    def loss(first: Tensor, done: float) -> Tensor:
         later = (torch.rand(first.shape, generator=draws) * logs.left[first]).long()
         context, rows = logs.context(networks, first), first + later
-        ahead = misfit(*logs.ahead_said(networks, context, rows), networks.bounds)
-        back = misfit(*logs.back_said(networks, context, rows), None)
+        ahead = misfit(*logs.ahead_said(networks, context, rows), networks.bounds, done)
+        back = misfit(*logs.back_said(networks, context, rows), None, done)
         price = decay(networks.ahead, config.decay, 4) + decay(networks.encoder, config.decay, 3) + \
             decay(networks.back, config.decay, 4)
         if networks.bounds is not None:

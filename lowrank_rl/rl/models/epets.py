@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lowrank_rl import check, rng
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions
-from lowrank_rl.rl.models import gaussian
+from lowrank_rl.rl.models import fused_gaussian, gaussian
 from lowrank_rl.rl.models.frame import Frame, checked, everyone, frame, pack, unpack
 from lowrank_rl.rl.models.gaussian import NARROW, Bounds, Descent, decay, descend, fill, misfit, off
 from lowrank_rl.rl.unroll import rollout
@@ -37,6 +37,7 @@ class EPETSConfig:
     decay: float = 0.0                          # price on weights, from which layers' own follow (gaussian.decay)
     angles: tuple[int, ...] = ()                # state dimensions seen as sine and cosine
     inside: bool = False                        # no number beyond the data's range is seen
+    precision: str = "full"                     # of hidden layers; "bfloat16" is faster
     descent: Descent = Descent(updates=20_000, schedule="cosine")     # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
@@ -54,7 +55,7 @@ class Networks(nn.Module):
         seen, acts, D = units.sizes
         self.units = units
         self.network = fill(Mlp(config.members, (seen + acts + config.width, *config.hidden, 2 * D), "silu",
-                                generator=generator), generator=generator)
+                                config.precision, generator=generator), generator=generator)
         self.bounds = Bounds(config.members, D)
         self.agents = nn.Parameter(config.start * torch.randn(config.members, agents, config.width, generator=generator))
 
@@ -89,8 +90,12 @@ class EPETS:
         module = self.module
         return gaussian.predict(module.units, module.network, module.bounds, context, state, action, generator)
 
+    @torch.no_grad()
     def rollout(self, context: Tensor, state: Tensor, actions: Tensor,
                 generator: torch.Generator | None = None) -> Tensor:
+        module = self.module
+        if fused_gaussian.compiles(module.network):
+            return fused_gaussian.rollout(module.units, module.network, module.bounds, context, state, actions, generator)
         return rollout(self, context, state, actions, generator)
 
     def save(self, path: str | Path) -> None:
@@ -140,9 +145,9 @@ def fit_epets(data: Transitions, agents: int, actions: Discrete | Box, config: E
         rows = rows.to(like.device)
         return networks.network(torch.cat([steps[rows], networks.agents[member, agent[rows]]], dim=-1)), target[rows]
 
-    def loss(rows: Tensor) -> Tensor:
+    def loss(rows: Tensor, done: float) -> Tensor:
         price = NARROW * networks.bounds.width() + decay(networks.network, config.decay, 4)
-        return misfit(*said(rows), networks.bounds).mean((1, 2)) + price
+        return misfit(*said(rows), networks.bounds, done).mean((1, 2)) + price
 
     def errors(rows: Tensor) -> Tensor:
         each = off(*said(rows), networks.bounds).mean(2)

@@ -30,7 +30,7 @@ def forward(layers: Sequence[tuple[Tensor, Tensor]], smooth: bool, x: Tensor) ->
     x (M, B, inputs) -> (M, B, outputs).
     """
     out = torch.empty((*x.shape[:2], layers[-1][0].shape[2]))
-    _forward(_pack(layers), int(smooth), x.float().contiguous().numpy(), out.numpy())
+    _forward(pack(layers), int(smooth), x.float().contiguous().numpy(), out.numpy())
     return out
 
 
@@ -43,12 +43,12 @@ def rollout(layers: Sequence[tuple[Tensor, Tensor]], smooth: bool, mixed: Tensor
     """
     M, B, C, H, _ = mixed.shape
     out = torch.empty((M, state.shape[2], H + 1, B * C))
-    _rollout(_pack(layers), int(smooth), *(x.float().contiguous().numpy() for x in (mixed.flatten(1, 2), shift, state)),
+    _rollout(pack(layers), int(smooth), *(x.float().contiguous().numpy() for x in (mixed.flatten(1, 2), shift, state)),
              *walls.arrays(torch.float32), *inputs.arrays(), out.numpy())
     return out.permute(0, 3, 2, 1).unflatten(1, (B, C))
 
 
-def _pack(layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[np.ndarray, ...]:
+def pack(layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[np.ndarray, ...]:
     """(sizes (layers, 2) of inputs and padded outputs, first weights, other weights (M, ...), all biases (M, ...))."""
     (first, _), *others = layers
     members, inputs = first.shape[:2]
@@ -112,7 +112,7 @@ def _layer(x, x_pitch, rows, weight, at, bias, bias_at, out, out_pitch, per_word
 
 
 @compiled()
-def _network(packed, m, smooth, x, rows, here, there, out):
+def network(packed, m, smooth, x, rows, here, there, out):
     """x (BLOCK, inputs) -> out (BLOCK, padded outputs), by way of the words in ``here`` and ``there``."""
     sizes, floats, pairs, biases = packed
     first, weight, bias = floats[m], pairs[m], biases[m]
@@ -130,7 +130,7 @@ def _network(packed, m, smooth, x, rows, here, there, out):
 
 
 @compiled()
-def _room(sizes):
+def room(sizes):
     """Words for the hidden layers of a block, twice, and its outputs."""
     words = BLOCK * (sizes[:-1, 1].max() // 2)
     return np.zeros(words, np.uint32), np.zeros(words, np.uint32), np.zeros((BLOCK, sizes[-1, 1]), np.float32)
@@ -139,13 +139,13 @@ def _room(sizes):
 @compiled()
 def _forward(packed, smooth, x, out):
     members, count, inputs = x.shape
-    here, there, y = _room(packed[0])
+    here, there, y = room(packed[0])
     block = np.zeros((BLOCK, inputs), np.float32)
     for m in range(members):
         for first in range(0, count, BLOCK):
             rows = min(BLOCK, count - first)
             block[:rows] = x[m, first:first + rows]
-            _network(packed, m, smooth, block, rows, here, there, y)
+            network(packed, m, smooth, block, rows, here, there, y)
             out[m, first:first + rows] = y[:rows, :out.shape[2]]
 
 
@@ -154,7 +154,7 @@ def _rollout(packed, smooth, mixed, shift, state, dimension, sign, bound, after,
     """mixed (M, B C, H, R), out (M, D, H + 1, B C)"""
     M, D, steps, count = out.shape
     R = mixed.shape[3]
-    here, there, y = _room(packed[0])
+    here, there, y = room(packed[0])
     x, seen = np.zeros((BLOCK, D), np.float32), np.zeros((BLOCK, len(source)), np.float32)
     for m in range(M):
         for first in range(0, count, BLOCK):
@@ -164,7 +164,7 @@ def _rollout(packed, smooth, mixed, shift, state, dimension, sign, bound, after,
             for h in range(steps):
                 if h > 0:
                     see(x, source, part, low, high, seen)
-                    _network(packed, m, smooth, seen, rows, here, there, y)
+                    network(packed, m, smooth, seen, rows, here, there, y)
                     for row in range(rows):
                         for d in range(D):
                             x[row, d] += shift[d]

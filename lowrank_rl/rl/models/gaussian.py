@@ -27,6 +27,7 @@ TOLD = 100                           # updates between two entries of the histor
 LOOKS = 3                            # that must be bad in a row for training to stop
 HIGH, LOW = 0.5, -10.0               # where the bounds of the log variance start
 NARROW = 0.01                        # price on their distance
+EVEN = 0.5                           # share of the updates after which likelihoods count as they are
 SCHEDULES = ("fixed", "cosine")
 
 
@@ -53,10 +54,19 @@ def nll(mean: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
     return 0.5 * ((target - mean).square() * (-log_variance).exp() + log_variance + math.log(2 * math.pi))
 
 
-def misfit(out: Tensor, target: Tensor, bounds: Bounds | None) -> Tensor:
+def misfit(out: Tensor, target: Tensor, bounds: Bounds | None, done: float) -> Tensor:
     """Squared error of each number, or with bounds twice its negative log likelihood: at unit variance, the same but for a
-    constant. out (M, B, D) or (M, B, 2 D)"""
-    return (target - out).square() if bounds is None else 2 * nll(*bounds(out), target)
+    constant. out (M, B, D) or (M, B, 2 D), done: the share of the training that is over.
+
+    Differs: likelihoods take what is seldom for noise before it is learned, and then never learn it (Seitzer and others
+    2022). They begin with weights variance ** b, where b = 1 makes the mean learn from squares alone; b falls to 0 over the
+    first half of the training.
+    """
+    if bounds is None:
+        return (target - out).square()
+    mean, log_variance = bounds(out)
+    even = max(0.0, 1 - done / EVEN)
+    return 2 * (even * log_variance.detach()).exp() * nll(mean, log_variance, target)
 
 
 def off(out: Tensor, target: Tensor, bounds: Bounds | None) -> Tensor:
@@ -108,7 +118,7 @@ class Descent:
         return order[out:].sort().values, order[:out].sort().values
 
 
-def descend(module: nn.Module, loss: Callable[[Tensor], Tensor], errors: Callable[[Tensor], Tensor], rows: Tensor,
+def descend(module: nn.Module, loss: Callable[[Tensor, float], Tensor], errors: Callable[[Tensor], Tensor], rows: Tensor,
             held: Tensor, config: Descent, *, generator: torch.Generator, keep: Checkpoint,
             progress: Callable[[dict], None] | None = None) -> list[dict]:
     """Lower the members' losses by Adam, in place, until all updates are done or the rolling mean of what is held out rises.
@@ -116,8 +126,8 @@ def descend(module: nn.Module, loss: Callable[[Tensor], Tensor], errors: Callabl
     Differs: examples are drawn with replacement, where the sources go through them in epochs.
 
     Args:
-        loss: of examples (M, batch), by member: (M,). errors: squared ones of examples (M, any number), summed
-            over examples and members, and how many there were: (2,).
+        loss: of examples (M, batch), given the share of updates that is done, by member: (M,). errors: squared ones of
+            examples (M, any number), summed over examples and members, and how many there were: (2,).
         rows: (M, examples) that each member learns from. held: (examples,) held out; may be empty, then nothing stops.
         generator: of batches; on the CPU, so that a job draws the same everywhere.
         keep: holds unfinished training; the same call goes on to the same bits.
@@ -138,7 +148,8 @@ def descend(module: nn.Module, loss: Callable[[Tensor], Tensor], errors: Callabl
             break
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _slows(config, update)
-        losses = loss(rows.gather(1, torch.randint(rows.shape[1], (len(rows), config.batch), generator=generator)))
+        batch = rows.gather(1, torch.randint(rows.shape[1], (len(rows), config.batch), generator=generator))
+        losses = loss(batch, update / config.updates)
         optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()                                  # members do not share parameters
         optimizer.step()

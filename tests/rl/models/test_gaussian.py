@@ -8,7 +8,7 @@ from torch import nn
 
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.models import gaussian
-from lowrank_rl.rl.models.gaussian import Bounds, Descent, decay, descend, fill, misfit, nll
+from lowrank_rl.rl.models.gaussian import EVEN, Bounds, Descent, decay, descend, fill, misfit, nll
 from lowrank_rl.rng import stream
 from lowrank_rl.tensor.functional_checkpoint import Checkpoint
 
@@ -26,8 +26,25 @@ def test_misfit_at_unit_variance_is_squared_error_and_a_constant():
         free.high.fill_(50.0)          # so far that they do not matter
         free.low.fill_(-50.0)
     out = torch.zeros(1, 6, 4)
-    gain = misfit(out, target, free) - misfit(out[..., :2], target, None)
+    gain = misfit(out, target, free, 1.0) - misfit(out[..., :2], target, None, 1.0)
     torch.testing.assert_close(gain, torch.full_like(gain, math.log(2 * math.pi)))
+
+
+def test_means_learn_from_squares_alone_at_first_and_from_likelihoods_in_the_end():
+    draw = stream(0, "misfit")
+    out, target = torch.randn((2, 7, 4), generator=draw), torch.randn((2, 7, 2), generator=draw)
+    bounds = Bounds(2, 2)
+
+    def slope(function):
+        free = out.clone().requires_grad_()
+        function(free).sum().backward()
+        return free.grad
+    squares = slope(lambda free: misfit(free[..., :2], target, None, 0.0))
+    likely = slope(lambda free: 2 * nll(*bounds(free), target))
+    first, half = (slope(lambda free, done=done: misfit(free, target, bounds, done)) for done in (0.0, EVEN / 2))
+    torch.testing.assert_close(first[..., :2], squares[..., :2])
+    torch.testing.assert_close(slope(lambda free: misfit(free, target, bounds, EVEN)), likely)
+    torch.testing.assert_close(half, (0.5 * bounds(out)[1]).exp().repeat(1, 1, 2).detach() * likely)
 
 
 def test_the_mean_is_judged_without_its_variance():
@@ -77,7 +94,7 @@ class Point(nn.Module):
 
     def run(self, held_place=None, held=3, **options):
         config = Descent(**{"updates": 1000, "learning_rate": 0.05, "batch": 4, **options})
-        return descend(self, lambda rows: (self.place - 5).square() + 0 * rows.sum(1),
+        return descend(self, lambda rows, done: (self.place - 5).square() + 0 * rows.sum(1),
                        lambda rows: torch.stack([(self.place - held_place).square().sum() * rows.shape[1],
                                                  torch.tensor(float(rows.numel()))]),
                        torch.arange(20).expand(2, -1), torch.arange(held), config, generator=stream(0),
