@@ -12,7 +12,7 @@ test: .venv/installed lint
 
 # BCQ and CQL against d3rlpy's, and the environments under the oldest Gymnasium that we support, which d3rlpy pins
 witness: .venv-witness/installed
-	.venv-witness/bin/python -m pytest tests/rl/policies/test_d3rlpy.py tests/rl/policies/test_d3rlpy_continuous.py tests/rl/envs
+	.venv-witness/bin/python -m pytest tests/rl/policies/test_d3rlpy.py tests/rl/policies/test_d3rlpy_continuous.py tests/rl/envs tests/rl/test_simulator*.py
 
 lint: .venv/installed
 	.venv/bin/ruff check

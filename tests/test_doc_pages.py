@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-TOOLS = [DOCS / "data.md", *(page for page in sorted((DOCS / "tools").glob("*.md")) if page.stem != "README")]
+ALONE = [DOCS / "data.md", DOCS / "simulator.md"]
+TOOLS = [*ALONE, *(page for page in sorted((DOCS / "tools").glob("*.md")) if page.stem != "README")]
 THEORY = [page for page in sorted((DOCS / "theory").glob("*.md")) if "```python" in page.read_text()]
-ALL = [DOCS / "data.md", *sorted(path for folder in ("tools", "theory") for path in (DOCS / folder).glob("*.md"))]
+ALL = [*ALONE, *sorted(path for folder in ("tools", "theory") for path in (DOCS / folder).glob("*.md"))]
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
 PICTURE = re.compile(r"savefig\(\"([^\"]+)\"")
-LONG = {"foldin"}   # pages whose first output takes more than a few seconds
+LONG = {"foldin", "simulator"}   # pages whose first output takes more than a few seconds
 MINUTES = {"foldin", "functional", "intervals"}   # pages that take minutes: only their first output is checked
 
 
