@@ -24,6 +24,7 @@ from sklearn.linear_model import LinearRegression
 from tables import done, show, write
 
 from lowrank_rl.rl import data, evaluate
+from lowrank_rl.rl.behaviour.trained import tester
 from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.contracts import Environment, Transitions
 from lowrank_rl.rl.models.persim import PerSim
@@ -59,7 +60,7 @@ def logged(environment: Environment, agents: int, seed: int) -> tuple[torch.Tens
 
 def errors(environment: Environment, model: PerSim, covariates: torch.Tensor, agents: list[int], seed: int) -> dict[str, str]:
     """50-step prediction error of each agent on the test policy's trajectories."""
-    found = evaluate.prediction_error(environment, model, covariates, agents, cases.TEST_POLICIES[environment.name](),
+    found = evaluate.prediction_error(environment, model, covariates, agents, tester(environment, len(covariates)),
                                       episodes=200, seed=seed)
     return {f"rmse_{i + 1}": f"{found[a].rmse:.2e}" for i, a in enumerate(agents)}
 
