@@ -1,5 +1,5 @@
-"""docs/data.md and the pages of docs/tools and docs/theory: code runs as printed, and prints what they say; links and pictures
-exist."""
+"""docs/data.md, simulator.md, unseen.md, docs/tools and docs/theory: code runs as printed, and prints what they say; links
+and pictures exist."""
 
 import contextlib
 import importlib.util
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-ALONE = [DOCS / "data.md", DOCS / "simulator.md"]
+ALONE = [DOCS / f"{name}.md" for name in ("data", "simulator", "unseen")]
 TOOLS = [*ALONE, *(page for page in sorted((DOCS / "tools").glob("*.md")) if page.stem != "README")]
 THEORY = [page for page in sorted((DOCS / "theory").glob("*.md")) if "```python" in page.read_text()]
 ALL = [*ALONE, *sorted(path for folder in ("tools", "theory") for path in (DOCS / folder).glob("*.md"))]
