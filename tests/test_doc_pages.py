@@ -30,6 +30,7 @@ def pages(monkeypatch, tmp_path):
     spec.loader.exec_module(module)
     (tmp_path / "images").mkdir()
     (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "results").symlink_to(DOCS.parent / "results")
     monkeypatch.chdir(tmp_path / "tools")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "tools"))
     yield module
