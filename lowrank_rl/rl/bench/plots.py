@@ -10,22 +10,24 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from lowrank_rl.rl.bench import pieces, report
+from lowrank_rl.rl.bench import pieces
+from lowrank_rl.rl.bench.charts import COLORS
+from lowrank_rl.rl.bench.gather import gather
+from lowrank_rl.rl.bench.published import paper
 from lowrank_rl.rl.bench.store import Cell, Record
 from lowrank_rl.rl.contracts import Environment
 
 mpl.use("Agg")
-COLORS = {"persim": "#0072b2", "pooled": "#d55e00", "true-env-mpc": "#009e73", "cloned": "#cc79a7",   # colour-blind safe
-          "uniform": "#7f7f7f", "vanilla-cadm": "#e69f00", "pe-ts-cadm": "#a6611a", "e-pets": "#56b4e9", "bcq-p": "#332288",
-          "bcq-a": "#8877cc", "cql-p": "#117733", "cql-a": "#66bb88", "morel-p": "#882255", "morel-a": "#cc6688",
-          "persim-bcq-5": "#aa4499", "persim-cql-5": "#999933"}
 SHOWN = {"halfcheetah": (0, 2, 8, 10)}    # state dimensions of the trajectory picture; elsewhere all
 
 
 def draw_all(out: Path, environment: Environment, cells: Iterable[Cell], records: dict[Cell, Record]) -> list[Path]:
-    """Draw whatever the finished cells allow; the files written."""
-    done = [cell for cell in cells if cell in records and records[cell].status == "done"]
-    first = [cell for cell in done if cell.seed == min(c.seed for c in done)]
+    """Draw whatever the finished cells allow, from the same records as the tables; the files written."""
+    cells = list(cells)
+    shown = {record.cell for record in gather(environment, cells, records).records}
+    done = [cell for cell in cells if cell in shown]
+    earliest = min((cell.seed for cell in done), default=0)
+    first = [cell for cell in done if cell.seed == earliest]
     paths = []
     for dataset in dict.fromkeys(cell.dataset for cell in done if cell.dataset != "none"):
         of_data = [cell for cell in first if cell.dataset == dataset]
@@ -78,16 +80,15 @@ def error_over_horizon(out: Path, environment: Environment, cells: list[Cell], r
     agents = sorted({cell.agent for cell in cells})
     figure, axes = plt.subplots(1, len(agents), figsize=(2.7 * len(agents) + 0.6, 2.9), sharey=True, squeeze=False,
                                 layout="constrained")
-    for method in dict.fromkeys(cell.method for cell in cells):
-        for agent in agents:
-            curves = [[np.nan if x is None else x for x in records[c].error_by_step]
-                      for c in cells if (c.method, c.agent) == (method, agent) and records[c].error_by_step]
-            if curves:
-                axis = axes[0, agents.index(agent)]
-                axis.semilogy(np.arange(1, len(curves[0]) + 1), np.mean(curves, axis=0), color=COLORS[method], label=method)
-                axis.set_title(_agent(environment, agent), fontsize=9)
-                axis.set_xlabel("steps predicted", fontsize=9)
-                axis.grid(alpha=0.3)
+    for (method, agent), mine in _by_place(cells).items():
+        curves = [records[c].error_by_step for c in mine if records[c].error_by_step]
+        if curves:
+            mean = np.array(curves, dtype=np.float64).mean(axis=0)     # None, where no episode is so long, becomes NaN
+            axis = axes[0, agents.index(agent)]
+            axis.semilogy(np.arange(1, len(mean) + 1), mean, color=COLORS[method], label=method)
+            axis.set_title(_agent(environment, agent), fontsize=9)
+            axis.set_xlabel("steps predicted", fontsize=9)
+            axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("RMSE, units of the state", fontsize=9)
     _legend(figure, axes)
     figure.suptitle(f"{environment.name}: error grows with the horizon", fontsize=11)
@@ -126,11 +127,11 @@ def returns(out: Path, environment: Environment, cells: list[Cell], records: dic
     methods = list(dict.fromkeys(cell.method for cell in cells))
     agents = sorted({cell.agent for cell in cells})
     figure, axis = plt.subplots(figsize=(2.0 * len(agents) + 1.5, 4), layout="constrained")
-    width = 0.8 / len(methods)
+    width, by_place = 0.8 / len(methods), _by_place(cells)
     whole = all(not records[c].config["budget"]["return_steps"] for c in cells)
     for i, method in enumerate(methods):
         for x, agent in enumerate(agents):
-            mine = [c for c in cells if (c.method, c.agent) == (method, agent)]
+            mine = by_place.get((method, agent), [])
             values = np.concatenate([records[c].returns for c in mine]) if mine else np.array([])
             if len(values) == 0:
                 continue
@@ -138,7 +139,7 @@ def returns(out: Path, environment: Environment, cells: list[Cell], records: dic
             axis.bar(left, values.mean(), width * 0.9, color=COLORS[method], alpha=0.5, label=method if x == 0 else None)
             axis.plot(np.linspace(left - width / 4, left + width / 4, len(values)), values, ".", color=COLORS[method],
                       markersize=4)
-            published = report.paper(mine[0], "reward") if whole else None
+            published = paper(mine[0], "reward") if whole else None
             if published:
                 axis.plot([left - width * 0.45, left + width * 0.45], [published[0]] * 2, color="black", linewidth=2)
     if whole:
@@ -150,6 +151,14 @@ def returns(out: Path, environment: Environment, cells: list[Cell], records: dic
     axis.legend(fontsize=9, ncols=len(methods) + 1, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
     axis.set_title(f"{environment.name}: return per agent", fontsize=11)
     return _save(figure, out / f"{_stem(next((c for c in cells if c.dataset != 'none'), cells[0]))}-returns.png")
+
+
+def _by_place(cells: Iterable[Cell]) -> dict[tuple[str, int], list[Cell]]:
+    """(method, agent) -> its cells, in the order given."""
+    found: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell.method, cell.agent), []).append(cell)
+    return found
 
 
 def _agent(environment: Environment, agent: int) -> str:

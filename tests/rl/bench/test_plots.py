@@ -123,6 +123,15 @@ def test_latent_rows_are_coloured_by_what_was_hidden(results, figures):
     assert [text.get_text() for text in flat.texts] == list("12345")
 
 
+def test_records_of_other_settings_are_in_no_picture(results, tmp_path, figures):
+    """As in the tables: an older seed would else be a dot among today's."""
+    _, records = results
+    old = replace(CELLS[0], seed=1)
+    other = replace(records[CELLS[0]], cell=old, returns=[-9999.0], config={**records[CELLS[0]].config, "learning": {}})
+    plots.draw_all(tmp_path, CAR, [*CELLS, old], {**records, old: other})
+    assert min(bar.get_height() for bar in figures["returns"].axes[0].patches) > -1000
+
+
 def test_rank_one_still_has_a_picture(results, tmp_path, monkeypatch):
     config = cases.LEARNING["best", "mountaincar"]
     monkeypatch.setitem(cases.LEARNING, ("best", "mountaincar"), replace(config, rank=1))

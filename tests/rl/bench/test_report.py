@@ -8,6 +8,7 @@ import pytest
 
 from lowrank_rl.rl.bench import cases, report
 from lowrank_rl.rl.bench.store import Cell, Record, Store
+from lowrank_rl.rl.bench.tables import number
 
 CAR = cases.ENVIRONMENTS["mountaincar"]
 CONFIG = {"budget": {"agents": 500, "members": 9, "return_episodes": 3, "error_episodes": 50, "return_steps": None},
@@ -95,10 +96,9 @@ def test_interquartile_means_and_scores():
     mine = [cell(agent=1, seed=s, environment="cartpole") for s in range(2)]
     table = middles(tables(mine, [done(mine[0], [100.0, 120.0]), done(mine[1], [140.0, 200.0])], pole))
     assert table["head"] == ["agent 1: 2, 0.5", "together"]
-    (middle, blank), (score, together) = table["persim", "random", "IQM"], table["persim", "random", "score"]
-    assert middle.startswith("130 [1")
-    assert (blank, score) == ("", "63.0")                               # (140 - 37.65) / (200 - 37.65)
-    assert together.startswith("56.9 [")                                # (130 - 37.65) / (200 - 37.65)
+    assert table["persim", "random", "IQM"] == ["130", ""]
+    assert table["persim", "random", "IQM, interval"][0].startswith("[1")
+    assert table["persim", "random", "score"] == ["63.0", "56.9"]       # (140 - 37.65) / (200 - 37.65), (130 - 37.65) / ...
     assert table["persim", "random", "paper's score"] == ["98.6", ""]   # 197.7 in Table 10
 
 
@@ -157,7 +157,7 @@ def test_methods_without_a_simulator_stay_out_of_the_error_tables():
 
 def test_a_dash_where_the_paper_has_no_number(monkeypatch):
     published = {k: v for k, v in report.paper_numbers().items() if k[4] != "2"}
-    monkeypatch.setattr(report, "paper_numbers", lambda: published)
+    monkeypatch.setattr(report.published, "paper_numbers", lambda: published)
     mine = [cell(agent=1), cell(agent=2)]
     table = rows(tables(mine, [done(c, [-50.0]) for c in mine]), "Average return")
     assert table["persim", "random", "paper"] == ["-57.7 ± 5.6", "-"]
@@ -173,7 +173,7 @@ def test_doubtful_numbers_of_the_paper_are_marked_and_explained():
     assert table["true-env-mpc", "none", "ours"] == ["1484 ± 354"] * 3                  # no 1.5e+03 and no 3.5e+02
     assert "* suspect in the paper: unconfirmed: mean speed above 30 m/s" in text
     plain = [cell("persim", 1)]
-    assert "suspect" not in tables(plain, [done(plain[0], [-50.0])])
+    assert "suspect in" not in tables(plain, [done(plain[0], [-50.0])])
 
 
 @pytest.mark.parametrize(("mean", "spread", "text"), [
@@ -181,7 +181,7 @@ def test_doubtful_numbers_of_the_paper_are_marked_and_explained():
     (0.5, 0.012, "0.500 ± 0.012"), (1.0, None, "1"), (-53.951, 4.1, "-53.95 ± 4.1"), (999.6, 99.4, "999.6 ± 99"),
     (1000.4, 99.6, "1000 ± 100"), (-66675.4, 9364.2, "-66675 ± 9364"), (float("nan"), None, "nan")])
 def test_numbers_are_readable(mean, spread, text):
-    assert report._number(mean, spread) == text
+    assert number(mean, spread) == text
 
 
 def test_a_table_never_mixes_budgets_or_settings(tmp_path):
@@ -199,7 +199,7 @@ def test_a_table_never_mixes_budgets_or_settings(tmp_path):
 
 def test_footnotes_tell_what_stands_behind_the_numbers():
     mine = [cell(seed=0), cell(seed=1)]
-    records = {c: done(c, [-50.0], non_finite=2) for c in mine}
+    records = {c: done(c, [-50.0], non_finite=2, rmse=0.1, r2=0.9) for c in mine}
     notes = report.footnotes(CAR, mine, records)
     assert "2 seed(s), 500 agents, 5 member(s), 3 episodes per agent and seed for returns, 50 for errors" in notes
     assert "4 candidate plans scored NaN or Inf" in notes

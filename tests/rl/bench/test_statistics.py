@@ -5,7 +5,8 @@ import pytest
 from scipy.stats import bootstrap, trim_mean
 
 from lowrank_rl import rng
-from lowrank_rl.rl.bench.statistics import iqm, iqm_interval, mean_sd
+from lowrank_rl.rl.bench import statistics
+from lowrank_rl.rl.bench.statistics import iqm, iqm_interval, mean_interval, mean_sd
 
 
 def draws(*name):
@@ -96,3 +97,21 @@ def test_no_numbers_are_refused(runs):
 def test_what_trimming_would_hide_is_refused(bad):
     with pytest.raises(ValueError, match="runs: expected finite numbers, got 1 NaN or Inf of 5"):
         iqm([[[1.0, 2.0, 3.0, 4.0, bad]]])
+
+
+@pytest.mark.parametrize(("strata", "repeats", "between"), [(1, 20, 1.0), (3, 25, 0.3), (1, 60, 0.0)])
+def test_many_repeats_give_the_limit_of_the_bootstrap(monkeypatch, strata, repeats, between):
+    generator = draws("limit", strata, repeats)
+    runs = [between * generator.normal(size=(repeats, 1)) + generator.exponential(size=(repeats, 12)) for _ in range(strata)]
+    limit = iqm_interval(runs, generator=draws("a"))
+    monkeypatch.setattr(statistics, "MANY", 10**9)
+    drawn = iqm_interval(runs, generator=draws("a"), draws=4000)
+    width = drawn[1] - drawn[0]
+    assert limit == pytest.approx(drawn, abs=0.08 * width)
+    assert sum(limit) / 2 == pytest.approx(iqm(runs))
+
+
+def test_arrays_and_lists_of_runs_say_the_same():
+    runs = draws("same").normal(size=(4, 6))
+    for call in (mean_sd, mean_interval, lambda r: iqm([r]), lambda r: iqm_interval([r], generator=draws("b"))):
+        assert call(runs) == pytest.approx(call([list(run) for run in runs]))

@@ -1,0 +1,239 @@
+"""A report as one self-contained HTML page: no script, nothing from the network, pictures inside, so that it can be mailed."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+from itertools import groupby
+from pathlib import Path
+
+from lowrank_rl.files import whole
+from lowrank_rl.rl.bench import charts, contests, notes, published
+from lowrank_rl.rl.bench.report import Report
+from lowrank_rl.rl.bench.style import SHEET
+from lowrank_rl.rl.bench.tables import Column, Entry, Row, Table, doubts, of, starred
+
+NAMES = {"mountaincar": "MountainCar", "cartpole": "CartPole", "halfcheetah": "HalfCheetah"}
+MARKS = {"better": "▲", "within": "≈", "worse": "▼"}
+PICTURES = {     # what a picture shows, by the end of its name, in the order of the page
+    "returns": "Return of each agent and method: every episode a dot, our mean a bar, the paper's mean a black line",
+    "trajectories": "Predicted against true states of one test episode of each agent; the band spans all members",
+    "error": "Error after 1, 2, ... predicted steps",
+    "latent": "Learned agent rows, flattened by PCA and t-SNE and coloured by covariates that training never saw",
+}
+FAILURES = 50    # shown with their messages
+SAFE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"     # the browser's own lock: nothing runs, nothing loads
+VERDICTS = {"better": "better than the paper's", "within": "within an interval of the paper's",
+            "worse": "worse than the paper's"}
+
+
+def save(path: Path, report: Report, pictures: Iterable[Path] = (), cards: Iterable[str] = ()) -> None:
+    """Write the page; pictures are copied into it, ``cards`` are plain lines about each data set.
+
+    Raises:
+        ValueError: the file cannot be written; an older one is untouched.
+    """
+    with whole(path) as partial:
+        partial.write_text(page(report, pictures, cards), encoding="utf-8")
+
+
+def page(report: Report, pictures: Iterable[Path] = (), cards: Iterable[str] = ()) -> str:
+    """The page's text."""
+    gathered, by_place = report.gathered, _sorted(report, pictures)
+    title = (f"{NAMES.get(report.environment.name, report.environment.name)}: budget {gathered.budget or 'none'}, settings "
+             f"{gathered.settings or 'none'}")
+    sections = [("counts", "Better and worse", _counts(report)),
+                *((f"data-{name}", f"Data: {name}", _dataset(report, name, by_place.pop(name, [])))
+                  for name in gathered.datasets or ["none"]),
+                ("costs", "What it cost", _tables(report, ["costs"])),
+                ("pictures", "More pictures", [part for those in by_place.values() for part in map(_picture, those)]),
+                ("failures", "Failed cells", _failures(report)),
+                ("cards", "The data sets", [f"<pre>{escape(card)}</pre>" for card in cards]),
+                ("notes", "Notes", _notes(report))]
+    sections = [(key, name, parts) for key, name, parts in sections if parts]
+    methods = list(dict.fromkeys(group.method for group in gathered.groups))
+    links = "".join(f'<li><a href="#{key}">{escape(name)}</a></li>' for key, name, _ in sections)
+    lines = [
+        '<!DOCTYPE html>', '<html lang="en">', '<head>', '<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f'<meta http-equiv="Content-Security-Policy" content="{SAFE}">',
+        f'<title>{escape(title)}</title>',
+        f'<style>{SHEET}{charts.colors(methods, False)}@media (prefers-color-scheme: dark) '
+        f'{{{charts.colors(methods, True)}}}</style>', '</head>', '<body>',
+        '<a class="skip" href="#main">Skip to the tables</a>',
+        f'<header><h1>{escape(title)}</h1>', *_head(report), '</header>',
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav>', '<main id="main">',
+        *(line for key, name, parts in sections
+          for line in (f'<section aria-labelledby="{key}"><h2 id="{key}">{escape(name)}</h2>', *parts, "</section>")),
+        '</main>', '</body>', '</html>']
+    return "\n".join(lines) + "\n"
+
+
+def _head(report: Report) -> list[str]:
+    """What this is, how to read it, and what it was made with."""
+    have = report.gathered.records
+    lines = [
+        '<p class="lead">Personal simulators and policies learned from one logged trajectory of each agent: our runs of the '
+        'experiments of PerSim (NeurIPS 2021) beside the published numbers, drawn from the records of finished cells.</p>',
+        '<p>Each place holds the mean ± standard deviation, beneath it the 95 % interval of the mean and n (seeds × episodes '
+        'each; for errors seeds). '
+        + " ".join(f'<span class="{verdict}">{mark}</span> {words}' for (verdict, mark), words in zip(
+            MARKS.items(), ("better than the paper's number,", "equal within an interval,", "worse."), strict=True))
+        + ' <strong>Bold</strong>: the best of our methods, or within an interval of it. <span>*</span>: suspect in the paper, '
+          'said why under the table. Shaded rows are the paper’s.</p>']
+    cells = [f"{len(have)} done", *([f"{len(report.gathered.failures)} failed"] if report.gathered.failures else []),
+             *([f"{report.gathered.missing} not run"] if report.gathered.missing else [])]
+    agents = "; ".join(f"{column.name}: {column.words}" for column in _agents(report))
+    facts = [("cells", ", ".join(cells)), ("test agents", agents), ("commit", ", ".join(notes.commits(have))),
+             ("versions", ", ".join(notes.versions(have))), ("machine", ", ".join(notes.devices(have)))]
+    lines += [f'<p class="alert">{escape(f"{note.lead} {note.text}")}</p>' for note in report.notes if note.alarm]
+    return [*lines, "<dl>", *(f"<dt>{name}</dt><dd>{escape(words)}</dd>" for name, words in facts if words), "</dl>"]
+
+
+def _agents(report: Report) -> Sequence[Column]:
+    table = report.table("reward")
+    return table.columns if table else ()
+
+
+def _counts(report: Report) -> list[str]:
+    lines = []
+    table = report.table("wins")
+    for row in table.rows if table else ():
+        if row.labels[0] == "persim" and row.labels[1] in ("return", "RMSE"):
+            better, within, worse, cells = (entry.text for entry in row.entries[:4])
+            whom = "the paper's PerSim" if row.labels[2] == "persim" else "the paper's best baseline"
+            lines.append(f"<li>PerSim's {row.labels[1]} against {whom}: <b>{better}</b> better, <b>{within}</b> within an "
+                         f"interval, <b>{worse}</b> worse, of {of(int(cells), 'cell')}.</li>")
+    return [*(["<ul>", *lines, "</ul>"] if lines else []), *_tables(report, ["wins", "ranks"])]
+
+
+def _dataset(report: Report, dataset: str, pictures: Sequence[Path]) -> list[str]:
+    """All tables, curves and pictures of one data set; beside it, what learns from none."""
+    lines = []
+    for key in ("reward", "middles", "rmse", "r2_median"):
+        table = report.table(key)
+        rows = [row for row in table.rows if row.labels[1] in (dataset, "none")] if table else []
+        if rows:
+            where = published.RETURN_TABLE if key == "reward" else published.ERROR_TABLE
+            paper = f", as in the paper's Table {where[report.environment.name]}" if key != "middles" else ""
+            title = f"{table.title}, {dataset} data{paper}"
+            lines += _table(table, rows, f"{dataset}-{key}", title, labels=(0, 2))
+    found = charts.curves(report.gathered, dataset)
+    agents = dict(zip(report.gathered.agents, _agents(report), strict=True))
+    drawn = charts.panels(found, {agent: f"{c.name}: {c.words}" for agent, c in agents.items()}, f"Error, {dataset} data")
+    if drawn:
+        lines.append(f"<h3>Error over the horizon, {escape(dataset)} data</h3>"
+                     '<p class="soft">Root mean squared error in units of the state, mean over seeds; logarithmic.</p>')
+        keys = "".join(f"<li>{svg}{escape(method)}</li>" for method, svg in charts.legend(found))
+        lines.append(f'<ul class="legend">{keys}</ul><div class="panels">')
+        lines += [f"<figure><figcaption><b>{escape(agents[agent].name)}</b> {escape(agents[agent].words)}</figcaption>{svg}"
+                  "</figure>" for agent, svg in drawn.items()]
+        lines.append("</div>")
+    return lines + [_picture(path) for path in pictures if not (drawn and path.stem.endswith("-error"))]
+
+
+def _tables(report: Report, keys: Sequence[str]) -> list[str]:
+    lines = []
+    for key in keys:
+        table = report.table(key)
+        if table:
+            shown = tuple(i for i in range(len(table.labels)) if any(row.labels[i] for row in table.rows))
+            lines += _table(table, table.rows, key, table.title, shown)
+    return lines
+
+
+def _table(table: Table, rows: Sequence[Row], key: str, title: str, labels: Sequence[int]) -> list[str]:
+    """A table in a box of its own, in which it scrolls, and what its stars mean."""
+    key, bars = escape(key), table.key == "wins"
+    heads = [f'<th scope="col" class="label">{escape(table.labels[i]) or _hidden("whose")}</th>' for i in labels]
+    heads += [f'<th scope="col">{escape(c.name)}{_small(c.words or c.detail)}</th>' for c in table.columns]
+    heads += [f'<th scope="col">{_hidden("shares")}</th>'] if bars else []
+    lines = [f'<h3 id="{key}-title">{escape(title)}</h3>',
+             f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{key}-title">',
+             f'<table aria-labelledby="{key}-title">', f"<thead><tr>{''.join(heads)}</tr></thead>", "<tbody>"]
+    for _, those in groupby(rows, key=lambda row: (row.labels[0], row.labels[1] if table.by_data else "")):
+        mine = list(those)
+        for number, row in enumerate(mine):
+            cells = [_first(row, len(mine), table.by_data and 1 not in labels)] if number == 0 else []
+            cells += [f'<th scope="row" class="source">{escape(row.labels[i])}</th>' for i in labels[1:]]
+            cells += map(_entry, row.entries)
+            cells += [_bar(row)] if bars else []
+            lines.append(f'<tr class="{row.kind}{" new" if number == 0 else ""}">{"".join(cells)}</tr>')
+    lines += ["</tbody></table></div>"]
+    told = [*table.notes, *([f"* {doubts(rows)}"] if doubts(rows) else [])]
+    return lines + [f'<p class="soft">{escape(words)}</p>' for words in told]
+
+
+def _first(row: Row, span: int, says_data: bool) -> str:
+    beneath = "not run by us" if row.kind == "unrun" else "learns nothing" if says_data and row.labels[1] == "none" else ""
+    return f'<th scope="row" class="method" rowspan="{span}">{escape(row.labels[0])}{_small(beneath)}</th>'
+
+
+def _entry(entry: Entry) -> str:
+    mark = ""
+    if entry.verdict:
+        words = VERDICTS[entry.verdict]
+        mark = f'<span class="mark {entry.verdict}" title="{words}">{MARKS[entry.verdict]}{_hidden(f" {words}: ")}</span> '
+    text = escape(starred(entry))
+    text = f"<strong>{text}</strong>" if entry.best else text
+    told = f' title="suspect in the paper: {escape(entry.doubt)}"' if entry.doubt else ""
+    kind = f' class="{entry.kind}"' if entry.kind else ""
+    return f"<td{kind}{told}>{mark}{text}{_small(entry.detail)}</td>"
+
+
+def _bar(row: Row) -> str:
+    """The counts of a row of wins, as lengths; the numbers beside it say the same in words."""
+    counts = dict(zip(contests.VERDICTS, (int(entry.text) for entry in row.entries), strict=False))
+    return '<td><div class="bar" aria-hidden="true">' + "".join(
+        f'<span class="{verdict}" style="flex:{count}"></span>' for verdict, count in counts.items() if count) + "</div></td>"
+
+
+def _small(words: str) -> str:
+    return f"<small>{escape(words)}</small>" if words else ""
+
+
+def _hidden(words: str) -> str:
+    return f'<span class="hidden">{escape(words)}</span>'
+
+
+def _sorted(report: Report, pictures: Iterable[Path]) -> dict[str, list[Path]]:
+    """By data set, those of none of the report's last; in the order of PICTURES, then by name."""
+    order = list(PICTURES)
+    found: dict[str, list[Path]] = {}
+    for path in sorted(set(pictures), key=lambda path: ((*order, _kind(path)).index(_kind(path)), path)):
+        gathered = report.gathered
+        mine = [name for name in gathered.datasets
+                if path.stem.startswith(f"{report.environment.name}-{name}-{gathered.budget}-{gathered.settings}-")]
+        found.setdefault(mine[0] if mine else "", []).append(path)
+    return found
+
+
+def _kind(path: Path) -> str:
+    return path.stem.rpartition("-")[2]
+
+
+def _picture(path: Path) -> str:
+    """A PNG inside the page; one that cannot be read says so."""
+    words = PICTURES.get(_kind(path), "")
+    caption = f"{path.stem}: {words}." if words else f"{path.stem}."
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return f'<p class="alert">{escape(f"{path.name}: this picture is left out, it cannot be read ({error.strerror}).")}</p>'
+    if not content.startswith(b"\x89PNG"):
+        return f'<p class="alert">{escape(f"{path.name}: this picture is left out, it is no PNG; draw it again.")}</p>'
+    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return (f'<figure class="picture"><div tabindex="0" role="group" aria-label="{escape(path.stem)}">'
+            f'<img alt="{escape(caption)}" src="{source}"></div><figcaption>{escape(caption)}</figcaption></figure>')
+
+
+def _failures(report: Report) -> list[str]:
+    lines = [f"<details><summary>{escape(f'{record.cell}: {notes.last_line(record)}')}</summary>"
+             f"<pre>{escape(record.message)}</pre></details>" for record in report.gathered.failures[:FAILURES]]
+    more = len(report.gathered.failures) - FAILURES
+    return lines + ([f"<p>And {of(more, 'more cell')}; records.jsonl has their messages.</p>"] if more > 0 else [])
+
+
+def _notes(report: Report) -> list[str]:
+    told = [f"<li>{f'<b>{escape(note.lead)}</b> ' if note.lead else ''}{escape(note.text)}</li>" for note in report.notes
+            if not note.text.startswith("FAILED")]
+    return ['<ul class="notes">', *told, "</ul>"] if told else []

@@ -1,0 +1,89 @@
+"""The paper's published numbers, by table and by cell, with what is doubtful about some of them."""
+
+import csv
+from dataclasses import replace
+from functools import cache
+from importlib.resources import files
+
+from lowrank_rl.rl.bench import cases
+from lowrank_rl.rl.bench.statistics import Estimate, student
+from lowrank_rl.rl.bench.store import Cell
+
+ERROR_TABLE = {"mountaincar": "6", "cartpole": "7", "halfcheetah": "8"}
+RETURN_TABLE = {"mountaincar": "9", "cartpole": "10", "halfcheetah": "11"}
+METRICS = ("reward", "rmse", "r2_median")
+REPEATS = 5                # behind the paper's ± (section 5.3, appendix F.2)
+# Words of the notes in paper_results.csv that say that a number may not be what was measured; corrected labels are no doubt
+DOUBTS = ("suspect", "unconfirmed", "garbled", "check std", "assigned by position")
+
+
+@cache
+def _rows() -> dict[tuple[str, ...], dict[str, str]]:
+    with files("lowrank_rl.rl.bench").joinpath("paper_results.csv").open() as file:
+        return {tuple(row[k] for k in ("table", "environment", "dataset", "method", "agent", "metric")): row
+                for row in csv.DictReader(file) if row["value"]}
+
+
+@cache
+def paper_numbers() -> dict[tuple[str, ...], tuple[float, float | None, str]]:
+    """(table, environment, dataset, method, agent, metric) -> (value, sd or None, note on a suspect or odd cell)."""
+    return {key: (float(row["value"]), float(row["std"]) if row["std"] else None, row["note"]) for key, row in _rows().items()}
+
+
+def paper(cell: Cell, metric: str) -> tuple[float, float | None, str] | None:
+    """The published number of a cell: metric "rmse", "r2_median" or "reward"; None where the paper has none.
+
+    Returns that are lost or not in Tables 9 to 11 (MountainCar's ``pure`` rows; PerSim-BCQ-5 and -CQL-5) are those of
+    Tables 2 and 3.
+    """
+    key = _key(cell, metric)
+    return paper_numbers()[key] if key else None
+
+
+def estimate(cell: Cell, metric: str) -> Estimate | None:
+    """The published number with its 95 % interval: of the mean of five repeats, and never narrower than it is printed.
+
+    Where nothing was trained (True env+MPC) the paper's ± is over a number of episodes that it does not tell: then the
+    interval is the printing's alone.
+    """
+    key = _key(cell, metric)
+    if key is None:
+        return None
+    value, spread, _ = paper_numbers()[key]
+    half = 0.5 * 10.0 ** -len(_rows()[key]["value"].partition(".")[2])
+    if spread and cell.dataset != "none":
+        half = max(half, student(REPEATS) * spread / REPEATS**0.5)
+    return Estimate(value, value - half, value + half)
+
+
+def best_baseline(cell: Cell, metric: str) -> Cell | None:
+    """The paper's best method on a cell's agent and data but for PerSim's own and the true environment, doubtful or not."""
+    found = []
+    for name, method in cases.METHODS.items():
+        other = replace(cell, method=name)
+        entry = paper(other, metric) if method.baseline and not method.flown else None
+        if entry:
+            found.append((entry[0] if higher_is_better(metric) else -entry[0], other))
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def published_methods(environment: str, dataset: str, metric: str) -> list[str]:
+    """The methods for which the paper has any such number, in the order of our tables."""
+    return [name for name in cases.METHODS
+            if any(paper(Cell(environment, dataset, name, agent, 0, "", ""), metric)
+                   for agent in range(1, 1 + len(cases.ENVIRONMENTS[environment].test_agents)))]
+
+
+def doubtful(note: str) -> bool:
+    return any(word in note for word in DOUBTS)
+
+
+def higher_is_better(metric: str) -> bool:
+    return metric != "rmse"
+
+
+def _key(cell: Cell, metric: str) -> tuple[str, ...] | None:
+    """Where the number stands."""
+    places = (RETURN_TABLE[cell.environment], "2", "3") if metric == "reward" else (ERROR_TABLE[cell.environment],)
+    keys = ((table, cell.environment, cell.dataset, cell.method, str(cell.agent), metric) for table in places)
+    return next((key for key in keys if key in paper_numbers()), None)
