@@ -35,6 +35,7 @@ SIMULATORS: dict[tuple[str, str], Any] = {
     ("e-pets", "mountaincar"): EPETSConfig(**FAST), ("e-pets", "cartpole"): EPETSConfig(**FAST),
     ("e-pets", "halfcheetah"): EPETSConfig(**FAST, **CHEETAH, inside=True),
 }
+FLOWN = {"small": 3}                # episodes that these are planned in: a decision costs ten to sixty times PerSim's
 PARTICLES = {"pe-ts-cadm": 20}      # that a plan is followed with (paper, appendix D.2); others: one for each member
 FITS = {CaDMConfig: (fit_cadm, CaDM.load), EPETSConfig: (fit_epets, EPETS.load)}
 
@@ -62,6 +63,13 @@ EFFORT = {
     **{("small", name): (0.5, 0.2) for name in ("mountaincar", "cartpole")}, ("small", "halfcheetah"): (0.5, 0.01),
     **{("paper", name): (1.0, 1.0) for name in cases.ENVIRONMENTS},
 }
+
+
+def budget_of(cell: Cell) -> cases.Budget:
+    """The budget, with fewer episodes for simulators that are slow to plan in."""
+    budget = cases.BUDGETS[cell.budget, cell.environment]
+    slow = (cell.method, cell.environment) in SIMULATORS and cell.budget in FLOWN
+    return replace(budget, return_episodes=min(budget.return_episodes, FLOWN[cell.budget])) if slow else budget
 
 
 def learning(cell: Cell) -> Any:

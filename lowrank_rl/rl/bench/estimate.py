@@ -2,13 +2,16 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from lowrank_rl import rng
 from lowrank_rl.rl import data
-from lowrank_rl.rl.bench import baselines, cases
-from lowrank_rl.rl.bench.store import Cell
+from lowrank_rl.rl.bench import baselines, cases, pieces
+from lowrank_rl.rl.bench.store import Cell, Record
+from lowrank_rl.rl.bench.suites import Work
+from lowrank_rl.rl.bench.tasks import unfinished
 from lowrank_rl.rl.contracts import DynamicsModel, Environment, EpisodeView, Transitions
 from lowrank_rl.rl.models.persim import PerSim, fit_persim
 from lowrank_rl.rl.models.true_env import TrueEnv
@@ -23,9 +26,43 @@ PROBE_SHORT = (3, 3, 12)   # updates of short trainings of a baseline, the first
 PROBE_ENTRIES = 30_000     # of exact solves, part of whose cost does not grow with the entries
 
 
+def print_list(out: dict[str, Path], work: Work, records: dict[str, dict[Cell, Record]], device: str, jobs: int) -> None:
+    """Every cell, whether it is done, and what it would cost with the training that it needs. out, records: by environment."""
+    torch.set_num_threads(1)     # as in the workers
+    costs: dict[tuple, tuple[float, float]] = {}
+    trained: set[Path] = set()
+
+    def cost(cell: Cell) -> tuple[float, float]:
+        key = (cell.environment, "" if cell.dataset == "none" else "logged", cell.method)     # whatever the data
+        costs[key] = costs.get(key) or seconds(cell, device)
+        return costs[key]
+
+    def training(cell: Cell) -> float:
+        """Of its model and those that it begins with, as far as no cell above has paid for them."""
+        path = pieces.model_path(out[cell.environment], cell) if cases.METHODS[cell.method].learns else None
+        if path is None or path in trained:
+            return 0.0
+        trained.add(path)
+        simulator = pieces.simulator_of(cell)
+        return (0.0 if path.exists() else cost(cell)[0]) + (training(simulator) if simulator else 0.0)
+
+    left, total = unfinished(out, work, records), 0.0
+    rows = [(cell, "", cell not in left.cells) for cell in work.cells]
+    rows += [(cell, ", its training alone", cell not in left.trained) for cell in work.trained]
+    for cell, words, done in rows:
+        mine = 0.0 if done else training(cell) + (0.0 if words else cost(cell)[1])
+        total += mine
+        print(f"{'done' if done else 'to do':6}  {cell}{words}  "
+              f"{f'{mine / 3600:.2f} h' if mine >= 360 else f'{mine:.0f} s' if mine else ''}")
+    for cell in work.logged:
+        print(f"{'to do' if cell in left.logged else 'done':6}  data {cell.environment}/{cell.dataset}/seed {cell.seed}")
+    print(f"{len(work.all)} cells; about {total / 3600:.2f} hours of one worker, {total / 3600 / jobs:.2f} with {jobs}, "
+          "from a probe of this machine (data collection, prediction errors and pictures not counted)")
+
+
 def seconds(cell: Cell, device: str) -> tuple[float, float]:
     """(training shared by the cells of all agents, this cell's acting), in seconds on this machine."""
-    environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
+    environment, budget = cases.ENVIRONMENTS[cell.environment], baselines.budget_of(cell)
     method = cases.METHODS[cell.method]
     logged, acted = TYPICAL[cell.environment]
     acted = min(acted, budget.return_steps or acted)

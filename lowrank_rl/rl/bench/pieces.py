@@ -83,7 +83,7 @@ def _loggers(cell: Cell) -> str:
 
 def settings_of(cell: Cell) -> dict:
     """Every setting that a cell depends on, as plain JSON; a record with others is not this cell's."""
-    budget, method = cases.BUDGETS[cell.budget, cell.environment], cases.METHODS[cell.method]
+    budget, method = baselines.budget_of(cell), cases.METHODS[cell.method]
     settings = {"budget": asdict(budget)}
     if method.learns:
         tested = fingerprint(cases.ENVIRONMENTS[cell.environment], test=True)

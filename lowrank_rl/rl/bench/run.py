@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import time
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from lowrank_rl.rl.policies.uniform import Uniform
 def run_cell(out: Path, cell: Cell, device: str, say: Say) -> Record:
     """Prediction error and return of one method on one agent."""
     started = time.monotonic()
-    environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
+    environment, budget = cases.ENVIRONMENTS[cell.environment], baselines.budget_of(cell)
     method = cases.METHODS[cell.method]
     covariates = data.agents(environment, budget.agents, seed=cell.seed)
     number = cell.agent - 1
@@ -56,8 +57,8 @@ def run_cell(out: Path, cell: Cell, device: str, say: Say) -> Record:
                                         seed=cell.seed, max_steps=budget.return_steps,
                                         progress=lambda t, limit: say(f"acting, step {t}", t / limit))
     return Record(cell, "done", returns=totals[0].tolist(), lengths=episodes.lengths.tolist(), config=pieces.settings_of(cell),
-                  same_action=_same(episodes), non_finite=policy.non_finite if model else 0, commit=_commit(),
-                  versions=_versions(), device=_device(device), seconds=time.monotonic() - started, **results)
+                  same_action=_same(episodes), non_finite=policy.non_finite if model else 0, commit=commit(),
+                  versions=dict(versions()), device=_device(device), seconds=time.monotonic() - started, **results)
 
 
 def _same(episodes: data.Episodes) -> float:
@@ -71,7 +72,8 @@ def _save_trace(path: Path, error: evaluate.PredictionError) -> None:
         np.savez(partial, true=error.true, predicted=error.predicted)
 
 
-def _commit() -> str:
+@cache     # asking takes as long as a small cell, and a process runs what it has once imported
+def commit() -> str:
     """The source's commit, with "+" if files were changed since; empty outside a checkout."""
     def git(*words: str) -> str:
         folder = Path(__file__).parent
@@ -83,7 +85,9 @@ def _commit() -> str:
         return ""
 
 
-def _versions() -> dict[str, str]:
+@cache
+def versions() -> dict[str, str]:
+    """Of Python, this package, and those that numbers depend on."""
     found = {"python": platform.python_version()}
     for name in ("lowrank_rl", "torch", "numpy", "gymnasium", "mujoco", "numba"):
         try:

@@ -1,16 +1,19 @@
 """Records: one JSON line per finished cell, appended whole, never edited."""
 
 import fcntl
+import gc
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from lowrank_rl import check
 
 SCHEMA = 1
+BLOCK = 1 << 16     # bytes read at once on the way back to a file's last newline
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,22 @@ class Record:
     schema: int = SCHEMA
 
 
+CELL_FIELDS = {f.name for f in fields(Cell)}
+FIELDS = {f.name for f in fields(Record)}
+YOUNG = {"same_action"}     # fields that older records lack
+
+
+def made_with(record: Record) -> tuple[tuple[str, str], ...]:
+    """Versions that a table never mixes: of the packages, whatever they are built for ("+cpu"), not of Python."""
+    return tuple((name, words.partition("+")[0]) for name, words in record.versions.items() if name != "python")
+
+
 class Store:
     """The records of one output folder. A line cut off by a kill is dropped; it was the piece in flight."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "records.jsonl"
+        self._same: dict[bytes, dict] = {}     # settings, by how they stand in a line
 
     def load(self) -> dict[Cell, Record]:
         """The newest record of each cell.
@@ -65,14 +79,15 @@ class Store:
         """
         records: dict[Cell, Record] = {}
         try:
-            lines = self.path.read_bytes().split(b"\n")
+            with open(self.path, "rb") as file, _without_collector():
+                for number, line in enumerate(file, start=1):
+                    if line.endswith(b"\n"):     # the piece behind the last newline is not whole
+                        record = self._parse(number, line)
+                        records[record.cell] = record
         except FileNotFoundError:
-            return records
+            pass
         except OSError as error:
             raise ValueError(f"{self.path}: expected a file of records, got '{error.strerror}'; use another --out") from error
-        for number, line in enumerate(lines[:-1], start=1):     # the piece behind the last newline is not whole
-            record = self._parse(number, line)
-            records[record.cell] = record
         return records
 
     def append(self, record: Record) -> None:
@@ -81,7 +96,15 @@ class Store:
         Raises:
             ValueError: the disk is full or the file cannot be written; earlier records are untouched.
         """
-        line = json.dumps(asdict(record)).encode() + b"\n"
+        self.extend([record])
+
+    def extend(self, records: Iterable[Record]) -> None:
+        """The same of several, all or none of them but for a kill; those of a kill are whole.
+
+        Raises:
+            ValueError: as ``append``.
+        """
+        line = b"".join(json.dumps(asdict(record)).encode() + b"\n" for record in records)
         try:
             with open(self.path, "ab+", buffering=0) as file:     # a buffer would try again after the truncation
                 size = _whole(file)
@@ -100,47 +123,110 @@ class Store:
 
     def _parse(self, number: int, line: bytes) -> Record:
         try:
-            values = json.loads(line)
+            values = self._values(line)
             schema, cell = values["schema"], values.get("cell")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path}, line {number}: expected a record, got a corrupt line; "
                              "remove that line or use another --out") from error
-        odd = ({"same_action"} | set(values)) ^ {f.name for f in fields(Record)}
+        odd = (YOUNG | values.keys()) ^ FIELDS
         if not isinstance(cell, dict) or not all(isinstance(value, str | int) for value in cell.values()):
             odd |= {"cell"}
         else:
-            odd |= set(cell) ^ {f.name for f in fields(Cell)}
+            odd |= cell.keys() ^ CELL_FIELDS
         if schema != SCHEMA or odd:
             raise ValueError(f"{self.path}, line {number}: expected a record of schema {SCHEMA}, got schema {schema!r} with "
                              f"fields {sorted(odd)} odd; use another --out")
         return Record(**{**values, "cell": Cell(**cell)})
 
+    def _values(self, line: bytes) -> dict:
+        """A line's values. Settings are parsed once for all lines that repeat them, which saves a third of the time."""
+        start = line.find(b', "config": {')
+        end = line.find(b', "training": ', start)
+        settings = line[start:end] if 0 < start < end else b""
+        if settings in self._same:
+            values = json.loads(line[:start] + line[end:])
+            if "config" not in values:     # else they stood in an inner place, which is not one of our lines
+                return {**values, "config": self._same[settings]}
+        values = json.loads(line)
+        with suppress(ValueError):     # our own lines have nothing else there
+            if settings and json.loads(b"{" + settings[2:] + b"}") == {"config": values["config"]}:
+                self._same[settings] = values["config"]
+        return values
+
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold an output folder for one run at a time.
+    """Hold an output folder for one run at a time; the lock ends with the process, however that ends.
+
+    On a network file system it holds among machines where that carries locks (NFS as it is mounted by default does, with
+    ``nolock`` or ``local_lock`` it does not: then runs on two machines must not share a folder).
 
     Raises:
-        ValueError: it cannot be written, or another run is using it.
+        ValueError: it cannot be written, another run is using it, or its file system knows no locks.
     """
     check.writable_folder(folder)
     try:
-        file = open(folder / ".lock", "w")     # noqa: SIM115 (closed below)
+        file = open(folder / ".lock", "a+")     # noqa: SIM115 (closed below)
     except OSError as error:
         raise ValueError(f"folder {folder}: expected one that can be written, got '{error}'; name another --out") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"folder {folder}: expected no other run in it, got one at work; wait for it or name another "
-                             "--out") from error
+        _lock(folder, file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
         yield
+
+
+@contextmanager
+def resting(folder: Path) -> Iterator[None]:
+    """Keep runs out of a folder while it is read, which need not be one that can be written.
+
+    Raises:
+        ValueError: a run is at work in it.
+    """
+    try:
+        file = open(folder / ".lock")     # noqa: SIM115 (closed below)
+    except OSError:     # no run ever was here, or it came from elsewhere
+        yield
+        return
+    with file:
+        _lock(folder, file, fcntl.LOCK_SH)
+        yield
+
+
+def _lock(folder: Path, file, how: int) -> None:
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.seek(0)
+        who = f" ({words})" if (words := file.read(200)) else ""
+        raise ValueError(f"folder {folder}: expected no other run in it, got one at work; wait for it or name another "
+                         f"--out{who}") from error
+    except OSError as error:
+        raise ValueError(f"folder {folder}: expected a file system with locks, got '{error.strerror}'; name another --out"
+                         ) from error
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Parsed lines hold no cycles, and looking for some each few hundred objects takes most of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _whole(file) -> int:
     """The size up to and with the last newline."""
     end = file.seek(0, os.SEEK_END)
-    if end == 0:
-        return 0
-    file.seek(0)
-    return file.read().rfind(b"\n") + 1
+    while end:
+        begin = max(0, end - BLOCK)
+        file.seek(begin)
+        found = file.read(end - begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        end = begin
+    return 0

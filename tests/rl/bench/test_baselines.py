@@ -9,7 +9,10 @@ import torch
 
 from lowrank_rl.rl.bench import __main__ as bench
 from lowrank_rl.rl.bench import baselines, cases, pieces, report, run, train
+from lowrank_rl.rl.bench.options import Options
 from lowrank_rl.rl.bench.store import Cell, Record, Store
+from lowrank_rl.rl.bench.suites import work
+from lowrank_rl.rl.bench.tasks import tasks
 from lowrank_rl.rl.data import Episodes
 from lowrank_rl.rl.models.particles import Particles
 
@@ -33,6 +36,16 @@ def test_budgets_take_their_share_of_the_updates(method, environment):
     counts = [getattr(updates(budget), "updates", None) or updates(budget).steps for budget in cases.BUDGET_NAMES]
     assert counts == sorted(counts)
     assert 2 <= counts[0] < counts[1] < counts[3]
+
+
+def test_what_is_slow_to_plan_in_flies_fewer_episodes_and_its_settings_say_so():
+    def episodes(method, budget):
+        cell = Cell("cartpole", "pure", method, 1, 0, "best", budget)
+        assert pieces.settings_of(cell)["budget"]["return_episodes"] == baselines.budget_of(cell).return_episodes
+        return baselines.budget_of(cell).return_episodes
+    assert [episodes(method, "small") for method in ("vanilla-cadm", "pe-ts-cadm", "e-pets", "bcq-p", "persim")] == \
+        [3, 3, 3, 20, 20]
+    assert [episodes("e-pets", budget) for budget in ("quick", "paper")] == [3, 20]
 
 
 # persim_reproduction.md, sections 5 to 8, and the paper's appendix D.2
@@ -88,7 +101,7 @@ def test_a_simulator_and_policies_through_one_command(tmp_path, capsys):
         assert max(map(int, curve)) == record.training["update"] == record.config["learning"]["updates"]
         assert curve[str(record.training["update"])] == pytest.approx(np.mean(record.returns))     # the same two episodes
     said = capsys.readouterr().out
-    assert "Updates of baselines (MOReL: steps of PPO): vanilla-cadm 8, bcq-a 55, cql-p 10" in said
+    assert "Updates of baselines (MOReL: steps of PPO): vanilla-cadm 20, bcq-a 55, cql-p 10" in said
     assert not [path for path in (tmp_path / "models").iterdir() if path.suffix in (".curve", ".checkpoint")]
     path, = (tmp_path / "models").glob("*bcq-a*")
     path.write_bytes(path.read_bytes()[:500])
@@ -136,10 +149,11 @@ def test_a_policy_that_always_does_the_same_is_told():
 
 @pytest.mark.slow
 def test_flown_trajectories_come_from_persims_simulators(tmp_path):
-    cells = bench._cells(bench.Options("cartpole", budget="tiny", methods=("persim-bcq-5",), agents=(2,), datasets=("random",)))
-    tasks = {task.name: task for task in bench._tasks(tmp_path, cells, "cpu")}
-    assert tasks["train cartpole/random/persim-bcq-5/seed 0"].needs == {"train cartpole/random/persim/seed 0"}
-    assert tasks["train cartpole/random/persim/seed 0"].needs == {"data cartpole-random-8-seed0"}
+    asked = work(Options("cartpole", budget="tiny", methods=("persim-bcq-5",), agents=(2,), datasets=("random",)))
+    named = {task.name: task for task in tasks({"cartpole": tmp_path}, asked, "cpu")}
+    logged = "data cartpole-random-8-seed0"
+    assert named["train cartpole/random/persim-bcq-5/seed 0"].needs == {logged, "train cartpole/random/persim/seed 0"}
+    assert named["train cartpole/random/persim/seed 0"].needs == {logged}
     assert bench.main([*WORDS, "--methods", "persim-bcq-5", "bcq-a", "--out", str(tmp_path)]) == 0
     records = {cell.method: record for cell, record in Store(tmp_path).load().items()}
     assert set(records["persim-bcq-5"].config["flown"]) == {"learning", "planning", "policies"}

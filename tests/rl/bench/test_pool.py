@@ -1,5 +1,6 @@
 """Tasks on worker processes: order, limits, failures that stay where they are, and leaving when told or orphaned."""
 
+import itertools
 import os
 import signal
 import struct
@@ -7,11 +8,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from lowrank_rl.rl.bench.pool import Task, run
+from lowrank_rl.rl.bench.pool import Course, Task, run
 
 ROOT = Path(__file__).parents[3]
 
@@ -21,7 +23,7 @@ class Notes:
 
     def __init__(self):
         self.events, self.results, self.messages, self.words = [], {}, {}, []
-        self.running, self.most = set(), 0
+        self.again, self.running, self.most = [], set(), 0
 
     def started(self, task):
         self.events.append(("started", task.name))
@@ -30,6 +32,10 @@ class Notes:
 
     def said(self, task, words, share):
         self.words.append((task.name, words, share))
+
+    def retried(self, task, message):
+        self.again.append((task.name, message))
+        self.running.discard(task.name)
 
     def done(self, task, result):
         self.events.append(("done", task.name))
@@ -58,6 +64,33 @@ def refuse(words, say):
 
 def stumble(say):
     return [][1]
+
+
+def stumble_and_count(path, times, say):
+    """Fails so often."""
+    count = int(path.read_text()) if path.exists() else 0
+    path.write_text(str(count + 1))
+    return "mended" if count >= times else [][1]
+
+
+def leave_a_name(path, say):
+    path.write_text(str(os.getpid()))
+    return os.getpid()
+
+
+def kill(path, say):
+    """Whoever left a name, once it is idle."""
+    until(path.exists)
+    time.sleep(0.5)
+    pid = int(path.read_text())
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: gone(pid))
+
+
+def clock(seconds, say):
+    began = time.monotonic()
+    time.sleep(seconds)
+    return began, time.monotonic()
 
 
 def die(say):
@@ -132,7 +165,8 @@ def test_a_failure_reaches_those_that_need_it_and_nobody_else():
              Task("of good", square, (8,), needs("good"))]
     notes = watched(tasks, 2)
     assert notes.results == {"good": 49, "of good": 64}
-    assert notes.messages["bad"] == "no such thing"
+    assert "in refuse" in notes.messages["bad"]
+    assert notes.messages["bad"].splitlines()[-1] == "no such thing"     # the bare sentence
     assert notes.messages["child"] == "needs bad, which failed"
     assert notes.messages["grandchild"] == "needs child, which failed"
     assert "ValueError" in notes.messages["silent"]                    # a line for the report, always
@@ -145,20 +179,58 @@ def test_a_failure_reaches_those_that_need_it_and_nobody_else():
     assert len(notes.messages) + len(notes.results) == len(tasks)
 
 
-def test_a_worker_killed_while_idle_is_replaced():
-    class Killer(Notes):
-        def done(self, task, result):
-            super().done(task, result)
-            if task.name == "long":
-                os.kill(self.results["short"], signal.SIGKILL)
-                seen = os.WEXITED | os.WNOHANG | os.WNOWAIT     # dead with all its threads, but left for the pool to find
-                until(lambda: os.waitid(os.P_PID, self.results["short"], seen))
-
-    notes = Killer()
-    run([Task("short", nap, (0,)), Task("long", nap, (1.5,)), Task("x", nap, (0.2,), needs("short", "long")),
-         Task("y", nap, (0.2,), needs("short", "long"))], 2, notes)
+def test_a_worker_killed_while_idle_is_replaced(tmp_path):
+    notes = watched([Task("short", leave_a_name, (tmp_path / "pid",)), Task("long", kill, (tmp_path / "pid",)),
+                     Task("x", nap, (0.2,), needs("short", "long")), Task("y", nap, (0.2,), needs("short", "long"))], 2)
     assert notes.messages == {}
     assert notes.results["short"] not in (notes.results["x"], notes.results["y"])
+
+
+def test_what_fails_is_tried_twice_more_behind_the_others(tmp_path):
+    """Not what was given bad input, and whatever needs them learns of it once."""
+    tasks = [Task("bug", stumble_and_count, (tmp_path / "bug", 9)), Task("of bug", square, (1,), needs("bug")),
+             Task("mends", stumble_and_count, (tmp_path / "mends", 2)), Task("of mends", square, (3,), needs("mends")),
+             Task("bad", refuse, ("no such thing",)), Task("dies", die, ()), Task("good", square, (2,))]
+    notes = Notes()
+    run(tasks, 1, notes, retries=2)
+    starts = [name for kind, name in notes.events if kind == "started"]
+    assert Counter(starts) == {"bug": 3, "mends": 3, "of mends": 1, "bad": 1, "dies": 3, "good": 1}
+    assert starts.index("good") < [i for i, name in enumerate(starts) if name == "bug"][1]
+    assert notes.results == {"mends": "mended", "of mends": 9, "good": 4}
+    assert set(notes.messages) == {"bug", "of bug", "bad", "dies"}
+    assert [name for kind, name in notes.events if kind == "failed"].count("of bug") == 1
+    assert Counter(name for name, _ in notes.again) == {"bug": 2, "mends": 2, "dies": 2}
+    assert all("IndexError" in message for name, message in notes.again if name != "dies")
+    assert "in stumble_and_count" in notes.messages["bug"]
+
+
+def test_workers_need_not_wait_for_a_slow_watcher():
+    """A free worker has its next task before the watcher hears of the last one."""
+    class Slow(Notes):
+        def done(self, task, result):
+            time.sleep(0.25)
+            super().done(task, result)
+
+    notes = Slow()
+    run([Task("warm", nap, (0,)), *(Task(str(i), clock, (0.25,), needs("warm")) for i in range(8))], 1, notes)
+    spans = [notes.results[str(i)] for i in range(8)]
+    assert spans == sorted(spans)
+    waits = [begin - end for (_, end), (begin, _) in itertools.pairwise(spans)]
+    assert sum(waits) / len(waits) < 0.1
+
+
+def test_ten_thousand_tasks_cost_no_more_each_than_few():
+    """Of the bookkeeping alone, without a process."""
+    def once(size):
+        tasks = [Task("first", square, (1,)), *(Task(str(i), square, (i,), needs("first")) for i in range(size))]
+        notes, began = Notes(), time.process_time()
+        course = Course(tasks, notes, 0)
+        while task := course.take():
+            course.settle(task, "done", 0)
+            course.tell()
+        assert len(notes.results) == size + 1
+        return (time.process_time() - began) / size
+    assert once(20_000) < 10 * once(500)
 
 
 @pytest.mark.parametrize("tasks", [
@@ -175,7 +247,7 @@ def test_what_could_never_run_is_refused(tasks):
 SCRIPT = """
     import os, signal, sys, time
     from pathlib import Path
-    from lowrank_rl.rl.bench.pool import Task, run
+    from lowrank_rl.rl.bench.pool import Course, Task, run
 
     def deep(name, say):          # never says anything, as in a long calculation
         (Path(sys.argv[1]) / name).write_text(str(os.getpid()))

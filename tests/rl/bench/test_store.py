@@ -1,6 +1,7 @@
 """Records: whole or not there, the newest wins, and nothing that was written is ever lost."""
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowrank_rl.rl.bench.store import Cell, Record, Store, locked
+from lowrank_rl.rl.bench.store import Cell, Record, Store, locked, resting
 
 CELL = Cell("cartpole", "random", "persim", 1, 0, "best", "quick")
 OTHER = replace(CELL, agent=2)
@@ -45,6 +46,49 @@ def test_what_goes_in_comes_out(tmp_path_factory, batch):
 
 def test_nothing_there_is_no_record(tmp_path):
     assert Store(tmp_path / "nowhere").load() == {}
+
+
+def test_several_at_once_are_one_write(tmp_path, monkeypatch):
+    store, synced = Store(tmp_path), []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    store.extend(Record(replace(CELL, seed=i), "done") for i in range(20))
+    assert len(synced) == 1
+    assert [cell.seed for cell in store.load()] == list(range(20))
+    store.extend([])
+    assert len(store.load()) == 20
+
+
+@pytest.mark.parametrize("size", [0, 1, 60_000, 66_000, 200_000])
+def test_a_cut_line_of_any_length_behind_many(tmp_path, size):
+    """The last newline is looked for from the end, block by block."""
+    store = Store(tmp_path)
+    store.extend(Record(replace(CELL, seed=i), "failed", message="m" * 1000) for i in range(100))
+    whole = store.path.read_bytes()
+    store.path.write_bytes(whole + b"x" * size)
+    store.append(Record(OTHER, "done"))
+    assert store.path.read_bytes() == whole + line(Record(OTHER, "done"))
+
+
+def test_equal_settings_are_kept_once_and_others_apart(tmp_path):
+    store = Store(tmp_path)
+    for seed, config in enumerate([{"a": 1}, {"a": 1}, {"a": True}, {"a": 1.0}]):
+        store.append(Record(replace(CELL, seed=seed), "done", config=config))
+    one, same, true, real = (record.config["a"] for record in store.load().values())
+    assert [type(x) for x in (one, same, true, real)] == [int, int, bool, float]
+    first, second, *_ = store.load().values()
+    assert first.config is second.config
+
+
+def test_settings_are_found_in_lines_of_any_order(tmp_path):
+    """Of other writers too, where what looks like the settings of the line before stands within something else."""
+    first = Record(CELL, "done", message='a quote, "config": {"a": 1}, "training": ', config={"a": 1}, training={"b": 2})
+    inner = replace(first, cell=OTHER, config={"a": 3}, training={"x": 0, "config": {"a": 1}, "training": 5})
+    values = asdict(inner)
+    turned = {name: values[name] for name in ("cell", "training", *(set(values) - {"cell", "training"}))}
+    for text in (line(inner), json.dumps(turned).encode() + b"\n", json.dumps(values, separators=(",", ":")).encode() + b"\n",
+                 json.dumps(values, sort_keys=True).encode() + b"\n"):
+        Store(tmp_path).path.write_bytes(line(first) + line(replace(first, cell=replace(CELL, seed=1))) + text)
+        assert list(Store(tmp_path).load().values()) == [first, replace(first, cell=replace(CELL, seed=1)), inner]
 
 
 def test_newest_record_of_a_cell_wins(tmp_path):
@@ -185,8 +229,8 @@ def test_a_real_limit_in_the_middle_of_a_line_leaves_the_earlier_bytes(tmp_path)
 
 
 def test_two_runs_in_one_folder(tmp_path):
-    with locked(tmp_path), pytest.raises(ValueError, match="expected no other run in it, got one at work; wait for it"), \
-            locked(tmp_path):
+    who = f"expected no other run in it, got one at work; wait for it .*process {os.getpid()} on "
+    with locked(tmp_path), pytest.raises(ValueError, match=who), locked(tmp_path):
         pass
     with locked(tmp_path):      # free again
         pass
@@ -202,6 +246,24 @@ def test_a_run_in_another_process_holds_the_folder_until_it_dies(tmp_path):
         other.kill()
         other.wait()
     with locked(tmp_path):
+        pass
+
+
+def test_a_folder_is_read_while_no_run_is_at_work_in_it(tmp_path):
+    with resting(tmp_path):     # where no run ever was
+        assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path), pytest.raises(ValueError, match="expected no other run in it, got one at work"), resting(tmp_path):
+        pass
+    with resting(tmp_path), resting(tmp_path), pytest.raises(ValueError, match="got one at work"), locked(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def unable(*what):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    monkeypatch.setattr(fcntl, "flock", unable)
+    with pytest.raises(ValueError, match="expected a file system with locks, got 'No locks available'; name another --out"), \
+            locked(tmp_path):
         pass
 
 
