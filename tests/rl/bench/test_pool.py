@@ -84,7 +84,7 @@ def kill(path, say):
     time.sleep(0.5)
     pid = int(path.read_text())
     os.kill(pid, signal.SIGKILL)
-    until(lambda: gone(pid))
+    until(lambda: gone(pid) and len(list(Path(f"/proc/{pid}/task").glob("*"))) <= 1)     # with all its threads
 
 
 def clock(seconds, say):
