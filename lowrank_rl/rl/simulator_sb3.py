@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 from gymnasium.utils import seeding
-from stable_baselines3.common.vec_env import VecEnv
 
+from lowrank_rl.rl.envs.vec_env import BatchedVecEnv
 from lowrank_rl.rl.simulator import Simulator
 from lowrank_rl.rl.simulator_env import checked_actions, spaces_of
 
 
-class SimulatedVecEnv(VecEnv):
+class SimulatedVecEnv(BatchedVecEnv):
     """``PPO("MlpPolicy", SimulatedVecEnv(simulator, [3] * 16))``: 16 episodes of agent 3, stepped by one call of the model.
 
     Row i with seed s runs the episodes of ``simulator.env(agents[i])`` with seed s + i.
@@ -19,8 +19,6 @@ class SimulatedVecEnv(VecEnv):
     Raises:
         ValueError: no agents, one that the model does not know, actions outside the action space.
     """
-
-    render_mode = None
 
     def __init__(self, simulator: Simulator, agents: Sequence[int]) -> None:
         self.simulator, self._play = simulator, simulator.play(agents)
@@ -52,18 +50,3 @@ class SimulatedVecEnv(VecEnv):
                 infos[row]["terminal_observation"] = last[row]
             self._play.begin(rows, [self._draws[row] for row in rows])
         return self._play.observed(), met.reward.astype(np.float32), done, infos
-
-    def close(self) -> None:
-        pass
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        raise NotImplementedError("the episodes are one object")
-
-    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
-        raise NotImplementedError("the episodes are one object")
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        return [False for _ in self._get_indices(indices)]

@@ -14,7 +14,6 @@ Differs: the paper has the first only. Steps stopped by a wall are left out, as 
 (row_regression.py says why); nothing here mixes members.
 """
 
-import copy
 from dataclasses import replace
 
 import torch
@@ -24,7 +23,8 @@ from lowrank_rl import check
 from lowrank_rl.rl.contracts import Transitions
 from lowrank_rl.rl.models.persim import ACTION, AGENT, PerSim
 from lowrank_rl.rl.row_regression import Regression, check_personal
-from lowrank_rl.tensor import Categorical, FunctionalCP, NewRow, fold_in
+from lowrank_rl.tensor import Categorical, NewRow, fold_in
+from lowrank_rl.tensor.foldin import with_rows
 
 
 def with_agents(model: PerSim, rows: Tensor) -> PerSim:
@@ -39,7 +39,7 @@ def with_agents(model: PerSim, rows: Tensor) -> PerSim:
     if rows.ndim != 3 or rows.shape[::2] != (M, R):
         raise ValueError(f"rows: expected (members, agents, rank) ({M}, U, {R}), got {tuple(rows.shape)}")
     check.finite("rows", rows)
-    cp = _with_table(model.cp, torch.cat([model.rows, rows.to(model.rows)], 1))
+    cp = with_rows(model.cp, AGENT, torch.cat([model.rows, rows.to(model.rows)], 1))
     return PerSim(cp, model.personal, model.walls, model.inputs)
 
 
@@ -92,10 +92,10 @@ def agent_rows(model: PerSim, steps: Transitions, count: int | None = None, regr
 
 def _row(model: PerSim, steps: Transitions, name: str, cloud: Tensor | None) -> NewRow:
     """One agent's. ``fold_in`` takes the rows that it finds for the prior; a cloud (M, n, R) is put in their place."""
-    cp = model.cp if cloud is None else _with_table(model.cp, cloud.to(model.rows))
+    cp = model.cp if cloud is None else with_rows(model.cp, AGENT, cloud.to(model.rows))
     action = steps.action[:, 0] if _discrete(model) else steps.action
     change = steps.next_state - steps.state
-    return replace(fold_in(cp, AGENT, (model.inputs(steps.state), action), change), name=name)
+    return replace(fold_in(cp, AGENT, (model.inputs(model.near(steps.state)), action), change), name=name)
 
 
 def _of(steps: Transitions, agent: int, count: int | None, model: PerSim) -> Transitions:
@@ -140,17 +140,6 @@ def _checked(model: PerSim, steps: Transitions, count: int | None) -> tuple[Tran
             raise ValueError(f"count: expected at most {int(found.min())}, the steps of agent {int(found.argmin())}, got "
                              f"{count}; use fewer, or None for all that there are")
     return steps, len(found)
-
-
-def _with_table(cp: FunctionalCP, rows: Tensor) -> FunctionalCP:
-    """The tensor with these rows (M, N, R) of agents instead of its own; nothing is shared that could change."""
-    out, module = copy.copy(cp), copy.deepcopy(cp.module_)
-    modes = [replace(mode, size=rows.shape[1]) if k == AGENT else mode for k, mode in enumerate(cp.fitted_params_["modes"])]
-    table = module.modes[AGENT]
-    table.table = torch.nn.Parameter(rows - table.bias.detach())
-    out.modes, out.module_, out.history_ = modes, module, list(cp.history_)
-    out.fitted_params_ = {**cp.fitted_params_, "modes": modes}
-    return out
 
 
 def _discrete(model: PerSim) -> bool:

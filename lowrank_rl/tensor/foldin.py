@@ -184,7 +184,7 @@ def add_row(model: FunctionalCP, *new: NewRow) -> FunctionalCP:
     for row in new:
         _check_row(model, row)
     rows = model.module_.modes[new[0].mode].rows().detach()
-    return _with_rows(model, new[0].mode, torch.cat([rows, torch.stack([row.row for row in new], 1).to(rows)], 1))
+    return with_rows(model, new[0].mode, torch.cat([rows, torch.stack([row.row for row in new], 1).to(rows)], 1))
 
 
 def set_row(model: FunctionalCP, number: int, new: NewRow) -> FunctionalCP:
@@ -198,7 +198,7 @@ def set_row(model: FunctionalCP, number: int, new: NewRow) -> FunctionalCP:
     check.count("number", number, 0)
     check.within("number", np.array([number]), rows.shape[1])
     rows[:, number] = new.row.to(rows)
-    return _with_rows(model, new.mode, rows)
+    return with_rows(model, new.mode, rows)
 
 
 def _observations(model: FunctionalCP, mode: int, X_others: Sequence[Any], y: Any, cut: float) -> tuple[Tensor, Tensor]:
@@ -313,7 +313,7 @@ def _many(observations: int) -> str:
     return f"{observations} observation{'' if observations == 1 else 's'}"
 
 
-def _with_rows(model: FunctionalCP, mode: int, rows: Tensor) -> FunctionalCP:
+def with_rows(model: FunctionalCP, mode: int, rows: Tensor) -> FunctionalCP:
     """The model with rows (M, size, R) as the mode's table; nothing is shared that a fit could change."""
     out, module = copy.copy(model), copy.deepcopy(model.module_)
     modes = [replace(m, size=rows.shape[1]) if k == mode else m for k, m in enumerate(model.fitted_params_["modes"])]

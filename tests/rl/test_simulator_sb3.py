@@ -65,3 +65,16 @@ def test_learners_train_unchanged_and_learn_the_way():
     assert policy.predict(np.array([[0.0], [1.0], [1.9], [5.0]]), deterministic=True)[0].tolist() == [2, 2, 2, 2]
     DQN("MlpPolicy", made.env(0), learning_starts=20, train_freq=8, seed=0, device="cpu").learn(60)
     PPO("MlpPolicy", DummyVecEnv([lambda: made.env(0), lambda: made.env(1)]), **options).learn(32)
+
+
+def test_what_is_asked_of_single_environments_is_answered_for_all():
+    vec = SimulatedVecEnv(world(), [0, 3, 1])
+    vec.set_attr("mark", 5)
+    assert vec.get_attr("mark") == [5, 5, 5]
+    assert vec.get_attr("mark", indices=1) == [5]
+    assert len(vec.env_method("reset")) == 3
+    assert vec.env_is_wrapped(VecMonitor, indices=[0, 2]) == [False, False]
+    for ask in (lambda: vec.set_attr("mark", 6, indices=[0]), lambda: vec.env_method("reset", indices=2)):
+        with pytest.raises(ValueError, match=r": expected all of 3 episodes, as they are one object, got indices .*; leave"):
+            ask()
+    assert vec.mark == 5

@@ -81,6 +81,18 @@ def test_few_steps_find_a_row_that_is_known(actions, settings):
         torch.testing.assert_close(found.rows[0, PEOPLE:], secret(model), rtol=1e-2, atol=1e-2)
 
 
+def test_beyond_the_data_a_polynomial_is_asked_where_predictions_ask_it():
+    model = trained(exact=Exact(Polynomial(2, 2), ALSConfig(sweeps=3)), members=1)
+    rows = secret(model)
+    draw = stream(8, "far")
+    agent = torch.arange(2).repeat_interleave(30)
+    state = 5 + 30 * torch.randn((60, 2), generator=draw, dtype=torch.float64)        # the data's deviation is 3
+    action = torch.arange(60)[:, None] % 3
+    after = model.predict(rows[None][:, agent], state[None], action)[0]
+    new = torch.stack([row.row for row in agent_rows(model, Transitions(agent, state, action, after))], 1)
+    torch.testing.assert_close(new[0], rows, rtol=1e-3, atol=1e-3)
+
+
 def test_count_takes_the_first_steps_only():
     model = trained()
     steps = lived(model, secret(model), 12)

@@ -76,7 +76,7 @@ def seconds(cell: Cell, device: str) -> tuple[float, float]:
         model = TrueEnv(environment, data.agents(environment, 5, seed=0))
     if model is None:
         return training, 1.0
-    # baselines have no fast rollouts: one episode is probed, and many cost as many times that
+    # baselines' plans are slow: one episode is probed, and many cost as many times that
     episodes = 1 if method.baseline else budget.return_episodes
     return training, _decision(environment, cell, model, episodes) * acted * budget.return_episodes / episodes
 

@@ -7,13 +7,13 @@ versions of the packages. Records that differ stay in the store; a sentence says
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 
 from lowrank_rl.rl.bench import cases, pieces
 from lowrank_rl.rl.bench.statistics import Estimate, Runs, mean_interval, mean_sd
-from lowrank_rl.rl.bench.store import Cell, Record
+from lowrank_rl.rl.bench.store import Cell, Record, made_with
 from lowrank_rl.rl.contracts import Environment
 
 
@@ -138,7 +138,7 @@ def _stacked(runs: list[list[float]]) -> Runs:
 def _group(found: list[tuple[Cell, Record | None]], versions: tuple | None) -> tuple[Group, list[str]]:
     """One row of the tables. A record that was made with other settings than today's is left out beside such as were."""
     group = Group(found[0][0])
-    mine = [record for _, record in found if record and record.status == "done" and _packages(record) == versions]
+    mine = [record for _, record in found if record and record.status == "done" and made_with(record) == versions]
     kept = {id(record) for record in _alike(mine)}
     for cell, record in sorted(found, key=lambda pair: pair[0].seed):
         agent = cell.agent
@@ -169,19 +169,9 @@ def _alike(records: list[Record]) -> list[Record]:
     return current or max(reversed(kinds), key=lambda kind: len(kind[1]))[1]
 
 
-def _packages(record: Record) -> tuple[tuple[str, str], ...]:
-    """Versions but for Python's and for what a package is built for ("+cpu")."""
-    return _without_builds(tuple(record.versions.items()))
-
-
-@lru_cache(maxsize=1000)
-def _without_builds(versions: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, words.partition("+")[0]) for name, words in versions if name != "python")
-
-
 def _versions(have: list[Record]) -> tuple[tuple | None, list[str]]:
     """Those that stand behind most of the cells (of equals, the later), and a sentence on the others."""
-    counts = Counter(_packages(record) for record in have if record.status == "done")
+    counts = Counter(made_with(record) for record in have if record.status == "done")
     if not counts:
         return None, []
     most = max(reversed(counts), key=counts.get)

@@ -14,7 +14,7 @@ import numpy as np
 
 from lowrank_rl.rl import data
 from lowrank_rl.rl.behaviour.trained import fingerprint
-from lowrank_rl.rl.bench import baselines, cases
+from lowrank_rl.rl.bench import baselines, cases, versions
 from lowrank_rl.rl.bench.store import Cell
 from lowrank_rl.rl.contracts import DynamicsModel
 from lowrank_rl.rl.models.persim import PerSim, PerSimConfig
@@ -25,21 +25,23 @@ from lowrank_rl.rl.policies.offline import Learned
 def data_path(out: Path, cell: Cell) -> Path:
     budget = cases.BUDGETS[cell.budget, cell.environment]
     who = f"-{_loggers(cell)}" if _loggers(cell) else ""
+    who += f"-v{versions.VERSIONS['data']}" if versions.VERSIONS["data"] > 1 else ""
     return out / "data" / f"{cell.environment}-{cell.dataset}-{budget.agents}-seed{cell.seed}{who}.npz"
 
 
 def model_path(out: Path, cell: Cell) -> Path:
-    """Named by what it is and a hash of every setting, so that changed settings train anew."""
-    config, simulator = asdict(learning(cell)), simulator_of(cell)
-    whence = [data_path(out, cell).name, *([settings_of(simulator)] if simulator else [])]
+    """Named by what it is and a hash of every setting and of its code's version, so that changed ones train anew."""
+    config, simulator, raised = asdict(learning(cell)), simulator_of(cell), versions.trained(cell)
+    whence = [data_path(out, cell).name, *([settings_of(simulator)] if simulator else []), *([raised] if raised else [])]
     digest = hashlib.blake2b(json.dumps([config, *whence]).encode(), digest_size=4).hexdigest()
     return out / "models" / f"{cell.environment}-{cell.dataset}-{cell.method}-seed{cell.seed}-{digest}.safetensors"
 
 
 def clone_path(out: Path, cell: Cell) -> Path:
     """Of the policy cloned from a cell's data, named like its model."""
-    config = asdict(cases.CLONING[cell.settings, cell.environment])
-    digest = hashlib.blake2b(json.dumps([config, data_path(out, cell).name]).encode(), digest_size=4).hexdigest()
+    config, version = asdict(cases.CLONING[cell.settings, cell.environment]), versions.VERSIONS["cloned"]
+    whence = [data_path(out, cell).name, *([version] if version > 1 else [])]
+    digest = hashlib.blake2b(json.dumps([config, *whence]).encode(), digest_size=4).hexdigest()
     who = "all" if cases.METHODS[cell.method].personal else cell.method
     return out / "models" / f"{cell.environment}-{cell.dataset}-cloned-{who}-seed{cell.seed}-{digest}.safetensors"
 
@@ -101,6 +103,8 @@ def settings_of(cell: Cell) -> dict:
             settings["planning"]["particles"] = baselines.particles(cell)
         if (cell.settings, cell.environment) in cases.FROM_MEAN:
             settings["planning"]["members"] = "start each step from their mean"
+    if versions.recorded(cell):
+        settings["code"] = versions.recorded(cell)
     return json.loads(json.dumps(settings))
 
 
@@ -123,6 +127,7 @@ def check_files(out: Path, cells: Iterable[Cell]) -> None:
     Raises:
         ValueError: a corrupt or foreign data set, model or trace.
     """
+    seen: set[Path] = set()     # agents share them
     for cell in cells:
         parts: list[tuple[Path, Callable]] = []
         if cases.METHODS[cell.method].learns:
@@ -134,8 +139,9 @@ def check_files(out: Path, cells: Iterable[Cell]) -> None:
         if acts(cell):
             parts.append((model_path(out, cell), load_policy))
         for path, load in parts:
-            if path.exists():
+            if path not in seen and path.exists():
                 load(out, cell)
+            seen.add(path)
 
 
 @lru_cache(maxsize=4)

@@ -20,7 +20,8 @@ import lowrank_rl
 from lowrank_rl import check
 from lowrank_rl.rl.bench import run as cell_run
 from lowrank_rl.rl.bench.pool import Course, Task, Watcher, attempt
-from lowrank_rl.tensor.solvers.engine_ray import _join
+from lowrank_rl.rl.bench.store import packages
+from lowrank_rl.tensor.solvers.engine_ray import import_ray, join
 
 PATIENCE = 180.0     # seconds that a machine may take to answer at first, and that we wait for one with room for a task
 EVERY = 0.5          # seconds between words of one task, and between our questions for them
@@ -38,11 +39,11 @@ def run(tasks: Sequence[Task], watcher: Watcher, folders: Sequence[Path], *, add
     Raises:
         ValueError: no Ray, no cluster, a machine that lacks the package or a folder, or none with a GPU.
     """
-    ray = _import_ray()
+    ray = import_ray("--executor ray")
     course = Course(tasks, watcher, retries)
     joined = not ray.is_initialized()
     if joined:
-        _join(ray, None if address == "local" else address, jobs or 1)
+        join(ray, None if address == "local" else address, jobs or 1, otherwise="take --ray-address local")
     try:
         _Cluster(ray, course, folders, None if address == "local" else jobs, device, gpus).run()
     finally:
@@ -265,16 +266,7 @@ def source() -> str:
 
 
 def _packages() -> dict[str, str]:
-    return {name: words.partition("+")[0] for name, words in cell_run.versions().items() if name != "python"}
-
-
-def _import_ray() -> Any:
-    try:
-        import ray  # here, because it is optional and takes its time
-    except ImportError as error:
-        raise ValueError("--executor ray: expected the package ray, got none; install it with pip install 'lowrank_rl[ray]'"
-                         ) from error
-    return ray
+    return dict(packages(tuple(cell_run.versions().items())))
 
 
 def _line(error: Exception) -> str:

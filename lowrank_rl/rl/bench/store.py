@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 
 from lowrank_rl import check
@@ -61,7 +62,13 @@ YOUNG = {"same_action"}     # fields that older records lack
 
 def made_with(record: Record) -> tuple[tuple[str, str], ...]:
     """Versions that a table never mixes: of the packages, whatever they are built for ("+cpu"), not of Python."""
-    return tuple((name, words.partition("+")[0]) for name, words in record.versions.items() if name != "python")
+    return packages(tuple(record.versions.items()))
+
+
+@lru_cache(maxsize=1000)
+def packages(versions: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """The same of versions as a record has them."""
+    return tuple((name, words.partition("+")[0]) for name, words in versions if name != "python")
 
 
 class Store:

@@ -89,7 +89,7 @@ class PerSim:
         module, home = self.module, state.device
         state, action = state.to(module.center.device), action.to(module.center.device)
         mixed = context * module.factor(ACTION, action[:, 0] if self._discrete else action)   # (M, B, R)
-        basis = module.factor(STATE, self.inputs.to(state.device)(self._near(state)))                         # (M, B, D, R)
+        basis = module.factor(STATE, self.inputs.to(state.device)(self.near(state)))                         # (M, B, D, R)
         delta = module.center + module.scale * (basis @ mixed.unsqueeze(-1)).squeeze(-1)
         return self.walls.to(home).stop((state + delta.to(state.dtype)).to(home))
 
@@ -113,7 +113,7 @@ class PerSim:
                                 module.center, self.walls, self.inputs, state).to(home)
         return rollout(self, context, state, actions).to(home)
 
-    def _near(self, state: Tensor) -> Tensor:
+    def near(self, state: Tensor) -> Tensor:
         """The state that a polynomial is asked for: it grows without bound, so a tenth of the data's range beyond them it
         keeps its value, as splines do. Otherwise few data make a simulator run away."""
         mode = self.module.modes[STATE]

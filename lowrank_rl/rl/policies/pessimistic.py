@@ -11,15 +11,14 @@ state pays it for ever, which is worth penalty / (1 - discount) once. Episodes b
 a share of them, at any logged state (all of them in the code cited by PerSim, a half by default in the authors').
 """
 
-from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from lowrank_rl.rl.contracts import Discrete, DynamicsModel, Environment, Experience, fresh_view
+from lowrank_rl.rl.envs.vec_env import BatchedVecEnv
 
 CHUNK = 8_192          # logged steps of one call of the model
 ENOUGH = 100_000       # logged steps that the threshold is made from
@@ -49,13 +48,11 @@ def beginnings(data: Experience) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.int64), (~follows).nonzero()[:, 0] + 1])
 
 
-class Pessimistic(VecEnv):
+class Pessimistic(BatchedVecEnv):
     """B episodes for Stable-Baselines3. It sees states in the policy's units and rewards divided by ``worth``.
 
     ``model`` has no use for the past (``past`` = 0). Random numbers come from ``generator`` alone.
     """
-
-    render_mode = None
 
     def __init__(self, model: DynamicsModel, unit: Tensor, environment: Environment, data: Experience, limit: float, *,
                  penalty: float, horizon: int, logged: float, worth: float, center: Tensor, scale: Tensor, episodes: int,
@@ -157,18 +154,3 @@ class Pessimistic(VecEnv):
 
     def seed(self, seed: int | None = None) -> list[None]:
         return [None] * self.num_envs        # the generator is all
-
-    def close(self) -> None:
-        pass
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [getattr(self, attr_name)] * self.num_envs
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        raise NotImplementedError("the episodes are one object")
-
-    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
-        raise NotImplementedError("the episodes are one object")
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        return [False] * self.num_envs

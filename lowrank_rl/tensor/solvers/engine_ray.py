@@ -46,11 +46,11 @@ class RayEngine:
                  patience: float = 300.0) -> None:
         """patience: seconds that a worker may take to start and to sort its share."""
         check.count("workers", workers)
-        self._ray = ray = _import_ray()
+        self._ray = ray = import_ray("RayEngine")
         self._patience = patience
         self._joined = not ray.is_initialized()
         if self._joined:
-            _join(ray, address, workers)
+            join(ray, address, workers, otherwise="leave the address out")
         self._actors: list[Any] = []
         self._started: set[int] = set()   # those that have answered once
         try:
@@ -184,17 +184,22 @@ def _shares(problem: Problem, workers: int) -> Iterator[Problem]:
                       weight=None if problem.weight is None else problem.weight[some])
 
 
-def _import_ray() -> Any:
+def import_ray(who: str) -> Any:
+    """The package. Raises ValueError, in the name of who needs it, where there is none."""
     try:
         import ray  # here, because it is optional and takes its time
     except ImportError as error:
-        raise ValueError("RayEngine: expected the package ray, got none; install it with pip install 'lowrank_rl[ray]'"
+        raise ValueError(f"{who}: expected the package ray, got none; install it with pip install 'lowrank_rl[ray]'"
                          ) from error
     return ray
 
 
-def _join(ray: Any, address: str | None, workers: int) -> None:
-    """Start a cluster on this machine, or join one, without its logs, dashboard and reports to its makers."""
+def join(ray: Any, address: str | None, workers: int, otherwise: str) -> None:
+    """Start a cluster on this machine, or join one, without its logs, dashboard and reports to its makers.
+
+    Raises:
+        ValueError: no cluster at the address; ``otherwise`` says what else to do.
+    """
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         mine = {"RAY_USAGE_STATS_ENABLED": "0"} if "RAY_USAGE_STATS_ENABLED" not in os.environ else {}
@@ -212,7 +217,7 @@ def _join(ray: Any, address: str | None, workers: int) -> None:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"address {address!r}: expected a Ray cluster that runs, got '{_line(error)}'; start it with "
-                         "ray start --head, or leave the address out") from error
+                         f"ray start --head, or {otherwise}") from error
 
 
 def _line(error: Exception) -> str:

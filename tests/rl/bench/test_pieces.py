@@ -1,7 +1,10 @@
 import copy
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from lowrank_rl.rl.bench import pieces, versions
 from lowrank_rl.rl.bench.pieces import same_settings, settings_of
 from lowrank_rl.rl.bench.store import Cell
 
@@ -36,3 +39,19 @@ def test_a_setting_that_is_gone_makes_a_difference():
     recorded = copy.deepcopy(settings_of(CELL))
     recorded["learning"]["old"] = 1
     assert not same_settings(recorded, settings_of(CELL))
+
+
+@pytest.mark.parametrize(("stage", "changed"), [
+    ("data", {"data", "model", "clone", "settings"}), ("persim", {"model", "settings"}), ("cloned", {"clone", "settings"}),
+    ("planned", {"settings"}), ("tested", {"settings"}), ("bcq", set())])
+def test_a_raised_version_makes_what_depends_on_it_anew(monkeypatch, stage, changed):
+    cell = replace(CELL, environment="halfcheetah")
+
+    def known():
+        return {"data": pieces.data_path(Path(), cell), "model": pieces.model_path(Path(), cell),
+                "clone": pieces.clone_path(Path(), cell), "settings": settings_of(cell)}
+    before = known()
+    monkeypatch.setitem(versions.VERSIONS, stage, 2)
+    after = known()
+    assert {name for name in before if after[name] != before[name]} == changed
+    assert same_settings(before["settings"], after["settings"]) == ("settings" not in changed)

@@ -297,3 +297,4 @@ def test_workers_leave_with_a_killed_parent(busy):
     parent.kill()
     parent.wait()
     until(lambda: all(gone(pid) for pid in pids), 10)
+    assert all(map(gone, pids))

@@ -13,7 +13,6 @@ from lowrank_rl.rng import stream
 
 M, B, D, H, E = 2, 3, 4, 5, 3
 compiled = pytest.mark.skipif(not fused_bfloat16.available(torch.device("cpu")), reason="needs AVX-512 with bfloat16")
-pytestmark = compiled
 
 
 def problem(actions, C=4, probabilistic=True, activation="silu", **options):
@@ -41,6 +40,7 @@ def plain(units, network, bounds, context, state, plans, generator):
     return torch.stack(states, dim=2).unflatten(1, (B, C)).float()
 
 
+@compiled
 @pytest.mark.parametrize("options", [{}, {"unseen": (0,), "absolute": (0, 2)}, {"angles": (1,), "inside": True}])
 @pytest.mark.parametrize("actions", [Discrete(3), Box(-2.0, 1.0, 2)])
 @pytest.mark.parametrize(("probabilistic", "seed"), [(False, None), (True, None), (True, 1)])
@@ -57,6 +57,7 @@ def test_agrees_with_one_state_at_a_time(actions, options, probabilistic, seed):
         assert (found - fused_gaussian.rollout(*parts, None)).abs().max() > 0.1
 
 
+@compiled
 def test_a_plan_does_not_depend_on_those_beside_it():
     units, network, bounds, context, state, plans = problem(Discrete(2), C=BLOCK)
     every = fused_gaussian.rollout(units, network, bounds, context, state, plans, None)
@@ -64,6 +65,7 @@ def test_a_plan_does_not_depend_on_those_beside_it():
     assert torch.equal(every[:, :, 7:9], some)
 
 
+@compiled
 def test_rectified_networks_too():
     parts = problem(Discrete(2), activation="relu")
     expected, found = plain(*parts, None), fused_gaussian.rollout(*parts, None)
