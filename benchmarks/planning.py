@@ -57,6 +57,8 @@ class Plain:
     """A model whose rollouts are the plain loop."""
     model: PerSim
 
+    past, noisy = PerSim.past, PerSim.noisy
+
     @property
     def members(self) -> int:
         return self.model.members

@@ -16,7 +16,7 @@ from tables import done, show, write
 
 from lowrank_rl.rl import data, evaluate
 from lowrank_rl.rl.behaviour.trained import tester
-from lowrank_rl.rl.bench import cases, pieces, report, train
+from lowrank_rl.rl.bench import cases, pieces, published, train
 from lowrank_rl.rl.bench.store import Cell
 
 RESULTS = Path("results/prediction_errors.csv")
@@ -46,9 +46,9 @@ def errors(out: Path, cell: Cell) -> dict:
     row = {"environment": cell.environment, "dataset": cell.dataset, "method": cell.method, "seed": str(cell.seed),
            "trained": " ".join(f"{last[name]} {name}s" for name in ("update", "epoch") if name in last)}
     for agent, error in found.items():
-        published = report.paper(Cell(cell.environment, cell.dataset, cell.method, agent + 1, 0, "paper", "paper"), "rmse")
+        known = published.paper(Cell(cell.environment, cell.dataset, cell.method, agent + 1, 0, "paper", "paper"), "rmse")
         row |= {f"rmse {agent + 1}": f"{error.rmse:.4g}", f"r2 {agent + 1}": f"{error.r2:.3f}",
-                f"paper {agent + 1}": f"{published[0]:g}" if published else ""}
+                f"paper {agent + 1}": f"{known[0]:g}" if known else ""}
     return {**row, "training seconds": f"{last['seconds']:.0f}", "torch": torch.__version__}
 
 

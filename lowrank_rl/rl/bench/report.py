@@ -9,14 +9,12 @@ import numpy as np
 from lowrank_rl import rng
 from lowrank_rl.rl.bench import cases, contests, costs, notes, published
 from lowrank_rl.rl.bench.gather import Gathered, Group, gather
-from lowrank_rl.rl.bench.published import paper, paper_numbers
+from lowrank_rl.rl.bench.published import paper
 from lowrank_rl.rl.bench.scores import Scale, scales
 from lowrank_rl.rl.bench.statistics import Runs, finite, iqm, iqm_interval, mean_interval, mean_sd
 from lowrank_rl.rl.bench.store import Cell, Record
 from lowrank_rl.rl.bench.tables import Column, Entry, Row, Table, interval, markdown, number
 from lowrank_rl.rl.contracts import Environment
-
-__all__ = ["Report", "build", "footnotes", "paper", "paper_numbers", "tables"]
 
 LABELS = ("method", "data", "")
 TITLES = {"reward": "Average return", "rmse": "50-step prediction error, RMSE in units of the state",
@@ -52,21 +50,13 @@ def build(environment: Environment, cells: Iterable[Cell], records: dict[Cell, R
     return Report(environment, gathered, tuple(table for table in found if table), tuple(notes.notes(environment, gathered)))
 
 
-def tables(environment: Environment, cells: Iterable[Cell], records: dict[Cell, Record]) -> str:
-    """Markdown: returns and prediction errors, ours beside the paper's, for every data set among the cells; wins; costs."""
-    return tables_text(build(environment, cells, records))
-
-
 def tables_text(report: Report) -> str:
+    """Markdown: returns and prediction errors, ours beside the paper's, for every data set among the cells; wins; costs."""
     return "\n".join(line for table in report.tables for line in markdown(table))
 
 
-def footnotes(environment: Environment, cells: Iterable[Cell], records: dict[Cell, Record]) -> str:
-    """What stands behind the numbers: repeats, episodes, cut episodes, commit, versions, what failed, what was left out."""
-    return notes_text(build(environment, cells, records))
-
-
 def notes_text(report: Report) -> str:
+    """What stands behind the numbers: repeats, episodes, cut episodes, commit, versions, what failed, what was left out."""
     return "\n\n".join(f"**{note.lead}** {note.text}" if note.lead else note.text for note in report.notes)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lowrank_rl.rl.bench import __main__ as bench
-from lowrank_rl.rl.bench import baselines, cases, pieces, report, run, train
+from lowrank_rl.rl.bench import baselines, cases, pieces, published, report, run, train
 from lowrank_rl.rl.bench.options import Options
 from lowrank_rl.rl.bench.store import Cell, Record, Store
 from lowrank_rl.rl.bench.suites import work
@@ -23,8 +23,8 @@ WORDS = ["--env", "cartpole", "--budget", "tiny", "--agents", "2", "--jobs", "1"
 def test_those_of_the_paper_and_ours_to_beat():
     assert NAMES == ["vanilla-cadm", "pe-ts-cadm", "e-pets", "bcq-p", "bcq-a", "cql-p", "cql-a", "morel-p", "morel-a",
                      "persim-bcq-5", "persim-cql-5"]
-    published = {key[3] for key in report.paper_numbers() if key[0] in ("3", "9", "10", "11")}
-    assert set(NAMES) - {"e-pets"} <= published
+    known = {key[3] for key in published.paper_numbers() if key[0] in ("3", "9", "10", "11")}
+    assert set(NAMES) - {"e-pets"} <= known
     assert not set(NAMES) & set(cases.methods("best", "cartpole", baselines=False))      # they run when they are named
 
 
@@ -140,7 +140,7 @@ def test_a_policy_that_always_does_the_same_is_told():
     config = {"budget": vars(cases.BUDGETS["small", "mountaincar"]), "learning": {"updates": 7}}
     records = {cell: Record(cell, "done", returns=[-500.0], lengths=[500], config=config, same_action=share)
                for cell, share in zip(cells, (1.0, 0.99), strict=True)}
-    text = report.footnotes(cases.ENVIRONMENTS["mountaincar"], cells, records)
+    text = report.notes_text(report.build(cases.ENVIRONMENTS["mountaincar"], cells, records))
     assert "**Always the same action:** mountaincar/pure/cql-a/agent 1/seed 0." in text
     actions = np.array([[0.5, 1.0]] * 3 + [[0.5, 0.9]])
     rows = np.zeros(4)
@@ -165,6 +165,6 @@ def test_flown_trajectories_come_from_persims_simulators(tmp_path):
 
 
 def test_numbers_that_only_the_short_tables_have():
-    table_2 = report.paper(Cell("mountaincar", "pure", "bcq-p", 1, 0, "best", "small"), "reward")
-    table_3 = report.paper(Cell("cartpole", "random", "persim-cql-5", 2, 0, "best", "small"), "reward")
+    table_2 = published.paper(Cell("mountaincar", "pure", "bcq-p", 1, 0, "best", "small"), "reward")
+    table_3 = published.paper(Cell("cartpole", "random", "persim-cql-5", 2, 0, "best", "small"), "reward")
     assert (table_2[0], table_3[0]) == (-67.6, 198.3)

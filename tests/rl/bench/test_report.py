@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import pytest
 
-from lowrank_rl.rl.bench import cases, report
+from lowrank_rl.rl.bench import cases, published, report
 from lowrank_rl.rl.bench.store import Cell, Record, Store
 from lowrank_rl.rl.bench.tables import number
 
@@ -33,8 +33,16 @@ def rows(text, title):
     return {"head": table[0][3:], **{tuple(row[:3]): row[3:] for row in table[2:]}}
 
 
+def all_tables(*what):
+    return report.tables_text(report.build(*what))
+
+
+def footnotes(*what):
+    return report.notes_text(report.build(*what))
+
+
 def tables(cells, records, environment=CAR):
-    return report.tables(environment, cells, {r.cell: r for r in records})
+    return all_tables(environment, cells, {r.cell: r for r in records})
 
 
 def test_one_seed_gives_the_spread_over_episodes():
@@ -132,7 +140,7 @@ def test_missing_and_failed_cells_say_so():
     table = rows(tables(mine, records), "Average return")
     assert table["persim", "random", "ours"] == ["-50 (1 of 2 seeds, 1 FAILED)", "-50 (1 of 2 seeds)", "missing"]
     assert rows(tables(mine[1:2], records), "Average return")["persim", "random", "ours"] == ["FAILED"]
-    notes = report.footnotes(CAR, mine, {r.cell: r for r in records})
+    notes = footnotes(CAR, mine, {r.cell: r for r in records})
     assert "FAILED mountaincar/random/persim/agent 1/seed 1: MemoryError: 3" in notes
     assert "Not run yet: 3 of 6 cells; the same command goes on with them." in notes
 
@@ -141,7 +149,7 @@ def test_nothing_done_yet_still_reports():
     mine = [cell(agent=1), cell("uniform", 1)]
     text = tables(mine, [])
     assert rows(text, "Average return")["persim", "random", "ours"] == ["missing"]
-    assert "Not run yet: 2 of 2 cells" in report.footnotes(CAR, mine, {})
+    assert "Not run yet: 2 of 2 cells" in footnotes(CAR, mine, {})
     assert tables([], []) == ""
 
 
@@ -156,8 +164,8 @@ def test_methods_without_a_simulator_stay_out_of_the_error_tables():
 
 
 def test_a_dash_where_the_paper_has_no_number(monkeypatch):
-    published = {k: v for k, v in report.paper_numbers().items() if k[4] != "2"}
-    monkeypatch.setattr(report.published, "paper_numbers", lambda: published)
+    known = {k: v for k, v in published.paper_numbers().items() if k[4] != "2"}
+    monkeypatch.setattr(published, "paper_numbers", lambda: known)
     mine = [cell(agent=1), cell(agent=2)]
     table = rows(tables(mine, [done(c, [-50.0]) for c in mine]), "Average return")
     assert table["persim", "random", "paper"] == ["-57.7 ± 5.6", "-"]
@@ -188,29 +196,29 @@ def test_a_table_never_mixes_budgets_or_settings(tmp_path):
     store, mine = Store(tmp_path), cell()
     for other in (replace(mine, budget="paper"), replace(mine, settings="paper"), replace(mine, dataset="pure")):
         store.append(done(other, [-400.0], rmse=9.0, r2=-9.0))
-    text = report.tables(CAR, [mine], store.load())
+    text = all_tables(CAR, [mine], store.load())
     assert rows(text, "Average return")["persim", "random", "ours"] == ["missing"]
     store.append(done(mine, [-50.0], rmse=0.1, r2=0.9))
-    text = report.tables(CAR, [mine], store.load())
+    text = all_tables(CAR, [mine], store.load())
     assert rows(text, "Average return")["persim", "random", "ours"] == ["-50"]
     assert "-400" not in text
-    assert "Budget quick, settings best: 1 seed(s)" in report.footnotes(CAR, [mine], store.load())
+    assert "Budget quick, settings best: 1 seed(s)" in footnotes(CAR, [mine], store.load())
 
 
 def test_footnotes_tell_what_stands_behind_the_numbers():
     mine = [cell(seed=0), cell(seed=1)]
     records = {c: done(c, [-50.0], non_finite=2, rmse=0.1, r2=0.9) for c in mine}
-    notes = report.footnotes(CAR, mine, records)
+    notes = footnotes(CAR, mine, records)
     assert "2 seed(s), 500 agents, 5 member(s), 3 episodes per agent and seed for returns, 50 for errors" in notes
     assert "4 candidate plans scored NaN or Inf" in notes
     other = cell(dataset="pure")
-    assert "best: 2 seed(s) of random, 1 seed(s) of pure, 500 agents" in report.footnotes(
+    assert "best: 2 seed(s) of random, 1 seed(s) of pure, 500 agents" in footnotes(
         CAR, [*mine, other], records | {other: done(other, [-50.0])})
     assert "trajectories of our trained test policy; the paper's was another" in notes
     assert "Commit abc; torch 2; cpu." in notes
     assert "of the first" not in notes
     cut = {"budget": {**CONFIG["budget"], "return_steps": 30}}
-    notes = report.footnotes(CAR, mine, {c: replace(r, config=cut) for c, r in records.items()})
+    notes = footnotes(CAR, mine, {c: replace(r, config=cut) for c, r in records.items()})
     assert "Our returns here are of the first 30 of 500 steps" in notes
     assert "do not compare" in notes
 
@@ -218,8 +226,8 @@ def test_footnotes_tell_what_stands_behind_the_numbers():
 def test_pure():
     mine = [cell()]
     records = {mine[0]: done(mine[0], [-50.0, -51.0])}
-    first = report.tables(CAR, iter(mine), records), report.footnotes(CAR, iter(mine), records)
-    assert first == (report.tables(CAR, mine, records), report.footnotes(CAR, mine, records))
+    first = all_tables(CAR, iter(mine), records), footnotes(CAR, iter(mine), records)
+    assert first == (all_tables(CAR, mine, records), footnotes(CAR, mine, records))
 
 
 # Typed by hand from persim_paper.txt (NeurIPS 2021, appendix F), tables 6-11.
@@ -237,7 +245,7 @@ def test_pure():
     ("halfcheetah", "persim", 1, "reward", 2124, 518), ("halfcheetah", "persim", 3, "reward", 472.0, 56.9),      # Table 11
     ("halfcheetah", "true-env-mpc", 1, "reward", 7459, 171)])
 def test_the_papers_numbers(environment, method, agent, metric, number, spread):
-    assert report.paper(cell(method, agent, environment=environment), metric) == (number, spread, "")
+    assert published.paper(cell(method, agent, environment=environment), metric) == (number, spread, "")
 
 
 @pytest.mark.parametrize(("where", "metric", "number", "spread", "note"), [
@@ -245,29 +253,29 @@ def test_the_papers_numbers(environment, method, agent, metric, number, spread):
     (cell("morel-p", 1, environment="cartpole", dataset="pure-eps-20"), "reward", 166.7, 13.6, "suspect"),       # Table 10
     (cell("morel-a", 5, dataset="pure-eps-40"), "reward", -492.1, 9.3, "suspect")])                              # Table 9
 def test_the_papers_doubtful_numbers(where, metric, number, spread, note):
-    value, deviation, words = report.paper(where, metric)
+    value, deviation, words = published.paper(where, metric)
     assert (value, deviation) == (number, spread)
     assert note in words
 
 
 def test_error_numbers_come_from_the_appendix_not_from_the_misprinted_table_1():
     """Table 1 has 0.04 for MountainCar, random, agent 1, and a copied HalfCheetah row (reference, section 9)."""
-    assert report.paper(cell(agent=1), "rmse")[0] == 0.004
-    assert report.paper(cell(environment="halfcheetah", dataset="pure"), "rmse")[0] == 1.401
+    assert published.paper(cell(agent=1), "rmse")[0] == 0.004
+    assert published.paper(cell(environment="halfcheetah", dataset="pure"), "rmse")[0] == 1.401
 
 
 @pytest.mark.parametrize(("method", "metric"), [("uniform", "reward"), ("pooled", "reward"), ("pooled", "rmse"),
                                                 ("true-env-mpc", "rmse")])
 def test_none_where_the_paper_has_none(method, metric):
-    assert report.paper(cell(method), metric) is None
+    assert published.paper(cell(method), metric) is None
 
 
 @pytest.mark.parametrize("environment", list(cases.ENVIRONMENTS))
 def test_the_paper_has_all_five_agents_of_each_number_we_are_measured_by(environment):
     for agent in range(1, 6):
         for metric in ("reward", "rmse", "r2_median"):
-            assert report.paper(cell(agent=agent, environment=environment), metric)
-        assert report.paper(cell("true-env-mpc", agent, environment=environment), "reward")
+            assert published.paper(cell(agent=agent, environment=environment), metric)
+        assert published.paper(cell("true-env-mpc", agent, environment=environment), "reward")
 
 
 def test_the_csv_calls_our_agents_by_the_same_covariates():
