@@ -66,8 +66,11 @@ EFFORT = {
 
 
 def budget_of(cell: Cell) -> cases.Budget:
-    """The budget, with fewer episodes for simulators that are slow to plan in."""
+    """The budget, with fewer agents for data sets of few, and fewer episodes for simulators that are slow to plan in."""
     budget = cases.BUDGETS[cell.budget, cell.environment]
+    logs = cases.DATASETS.get(cell.dataset)     # none of methods that learn nothing
+    if logs and logs.agents:
+        budget = replace(budget, agents=min(budget.agents, logs.agents))
     slow = (cell.method, cell.environment) in SIMULATORS and cell.budget in FLOWN
     return replace(budget, return_episodes=min(budget.return_episodes, FLOWN[cell.budget])) if slow else budget
 

@@ -34,6 +34,18 @@ BEHAVIOUR: dict[str, Callable[[Environment, Tensor], Policy]] = {
     "pure-eps-20": partial(data_policy, share=0.2),
     "pure-eps-40": partial(data_policy, share=0.4),
 }
+SCARCE = (250, 100, 50, 25, 10)     # Tables 14 to 16, and ours below them
+
+
+@dataclass(frozen=True)
+class Logs:
+    """A data set: one trajectory of each agent."""
+    behaviour: str                # what acted, one of BEHAVIOUR
+    agents: int | None = None     # the first so many of those of the whole one, and their same trajectories; None: the budget's
+
+
+DATASETS = {name: Logs(name) for name in BEHAVIOUR} | {
+    f"{name}-of-{count}": Logs(name, count) for name in ("random", "pure") for count in SCARCE}
 SETTINGS = ("best", "paper")
 
 
@@ -149,8 +161,8 @@ def methods(settings: str, environment: str, baselines: bool = True) -> tuple[st
                  and (baselines or not method.baseline))
 
 
-def learning(settings: str, environment: str, budget: Budget) -> PerSimConfig:
-    """The settings of training under a budget."""
+def learning(settings: str, environment: str, budget: Budget, share: float = 1.0) -> PerSimConfig:
+    """The settings of training under a budget, from a share of its agents: ``best`` networks get as many updates from few."""
     config = LEARNING[settings, environment]
     config = replace(config, members=min(config.members, budget.members))
     if config.exact:      # settles within the sweeps of all but the tiny budget
@@ -159,7 +171,8 @@ def learning(settings: str, environment: str, budget: Budget) -> PerSimConfig:
     if config.multistep:
         updates = max(1, round(config.multistep.updates * budget.epochs))
         config = replace(config, multistep=replace(config.multistep, updates=updates))
-    return replace(config, adam=replace(config.adam, epochs=max(1, round(config.adam.epochs * budget.epochs))))
+    epochs = config.adam.epochs * budget.epochs / (share if settings == "best" else 1.0)
+    return replace(config, adam=replace(config.adam, epochs=max(1, round(epochs))))
 
 
 def planning_policy(settings: str, environment: Environment, model: DynamicsModel, guide: Cloned | None = None,

@@ -33,7 +33,8 @@ def print_list(out: dict[str, Path], work: Work, records: dict[str, dict[Cell, R
     trained: set[Path] = set()
 
     def cost(cell: Cell) -> tuple[float, float]:
-        key = (cell.environment, "" if cell.dataset == "none" else "logged", cell.method)     # whatever the data
+        count = baselines.budget_of(cell).agents
+        key = (cell.environment, "" if cell.dataset == "none" else count, cell.method)     # whoever logged the data
         costs[key] = costs.get(key) or seconds(cell, device)
         return costs[key]
 
@@ -70,7 +71,7 @@ def seconds(cell: Cell, device: str) -> tuple[float, float]:
     if method.baseline:
         training, model = _baseline_probe(cell, environment, device)
     elif method.learns and method.plans:
-        config = cases.learning(cell.settings, cell.environment, budget)
+        config = pieces.learning(cell)
         model, training = _train_probe(environment, config, device, budget.agents * logged)
     elif method.plans:
         model = TrueEnv(environment, data.agents(environment, 5, seed=0))

@@ -39,7 +39,7 @@ def _behind(environment: Environment, gathered: Gathered) -> list[Note]:
     members = sorted({r.config["learning"]["members"] for r in have if "members" in r.config.get("learning", {})})
     flown = " or ".join(str(x) for x in sorted({r.config["budget"]["return_episodes"] for r in have}, reverse=True))
     ensembles = f"{' or '.join(map(str, members))} member(s), " if members else ""
-    lines = [Note(f"Budget {gathered.budget}, settings {gathered.settings}: {_seeds(have)}, {budget['agents']} agents, "
+    lines = [Note(f"Budget {gathered.budget}, settings {gathered.settings}: {_seeds(have)}, {_agents(have)}, "
                   f"{ensembles}{flown} episodes per agent and seed for returns, {budget['error_episodes']} "
                   "for errors. ± is the standard deviation (n - 1) over seeds, as the paper's over 5 repeats; over episodes "
                   "where there is one seed or nothing to train, as the paper's for True env+MPC must be. [95 % interval] of a "
@@ -105,6 +105,14 @@ def _named(records: Sequence[Record]) -> str:
         return ", ".join(str(record.cell) for record in records)
     counts = Counter(f"{record.cell.method} on {record.cell.dataset}" for record in records)
     return ", ".join(f"{of(count, 'cell')} of {where}" for where, count in counts.items())
+
+
+def _agents(records: Sequence[Record]) -> str:
+    """How many were logged, by data set where they differ."""
+    found = {record.cell.dataset: record.config["budget"]["agents"] for record in records if record.cell.dataset != "none"}
+    if len(set(found.values())) > 1:
+        return ", ".join(f"{count} agents of {dataset}" for dataset, count in found.items())
+    return f"{next(iter(found.values()), records[0].config['budget']['agents'])} agents"
 
 
 def _seeds(records: Sequence[Record]) -> str:

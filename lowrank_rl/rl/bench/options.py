@@ -22,7 +22,7 @@ class Options:
     env: str | None = None
     """mountaincar, cartpole or halfcheetah; a table, figure or suite without it runs all that it is about"""
     table: int | None = None
-    """run what this table of the paper needs: 1 to 3, 5 to 11"""
+    """run what this table of the paper needs: 1 to 3, 5 to 11, 14 to 16"""
     figure: int | None = None
     """run what this figure of the paper needs: 1, 2, 4 or 5"""
     suite: str | None = None
@@ -36,7 +36,8 @@ class Options:
     run when named: vanilla-cadm, pe-ts-cadm, e-pets, bcq-p, bcq-a, cql-p, cql-a, morel-p, morel-a, persim-bcq-5,
     persim-cql-5"""
     datasets: tuple[str, ...] | None = None
-    """which logged data: random, pure, pure-eps-20, pure-eps-40; by default random for tiny and quick, all for others"""
+    """which logged data: random, pure, pure-eps-20, pure-eps-40; by default random for tiny and quick, these four for others;
+    random-of-N and pure-of-N are those of the first N agents alone (N 250, 100, 50, 25, 10)"""
     agents: tuple[int, ...] | None = None
     """which test agents; by default all five"""
     seeds: int | None = None

@@ -18,6 +18,7 @@ PICTURES = {     # what a picture shows, by the end of its name, in the order of
     "returns": "Return of each agent and method: every episode a dot, our mean a bar, the paper's mean a black line",
     "trajectories": "Predicted against true states of one test episode of each agent; the band spans all members",
     "error": "Error after 1, 2, ... predicted steps",
+    "scarcity": "Return by how many agents were logged: ours with the deviation over seeds, the paper's dashed",
     "latent": "Learned agent rows, flattened by PCA and t-SNE and coloured by covariates that training never saw",
 }
 FAILURES = 50    # shown with their messages
@@ -113,8 +114,8 @@ def _dataset(report: Report, dataset: str, pictures: Sequence[Path]) -> list[str
         table = report.table(key)
         rows = [row for row in table.rows if row.labels[1] in (dataset, "none")] if table else []
         if rows:
-            where = published.RETURN_TABLE if key == "reward" else published.ERROR_TABLE
-            paper = f", as in the paper's Table {where[report.environment.name]}" if key != "middles" else ""
+            where = published.table_of(report.environment.name, dataset, key) if key != "middles" else None
+            paper = f", as in the paper's Table {where}" if where else ""
             title = f"{table.title}, {dataset} data{paper}"
             lines += _table(table, rows, f"{dataset}-{key}", title, labels=(0, 2))
     found = charts.curves(report.gathered, dataset)

@@ -23,7 +23,7 @@ from lowrank_rl.rl.policies.offline import Learned
 
 
 def data_path(out: Path, cell: Cell) -> Path:
-    budget = cases.BUDGETS[cell.budget, cell.environment]
+    budget = baselines.budget_of(cell)
     who = f"-{_loggers(cell)}" if _loggers(cell) else ""
     who += f"-v{versions.VERSIONS['data']}" if versions.VERSIONS["data"] > 1 else ""
     return out / "data" / f"{cell.environment}-{cell.dataset}-{budget.agents}-seed{cell.seed}{who}.npz"
@@ -55,7 +55,8 @@ def learning(cell: Cell) -> Any:
     """The settings of its training under its budget."""
     if cases.METHODS[cell.method].baseline:
         return baselines.learning(cell)
-    return cases.learning(cell.settings, cell.environment, cases.BUDGETS[cell.budget, cell.environment])
+    budget, whole = baselines.budget_of(cell), cases.BUDGETS[cell.budget, cell.environment]
+    return cases.learning(cell.settings, cell.environment, budget, share=budget.agents / whole.agents)
 
 
 def simulates(cell: Cell) -> bool:
@@ -80,7 +81,9 @@ def simulator_of(cell: Cell) -> Cell | None:
 
 def _loggers(cell: Cell) -> str:
     """Which trained policies logged the data; nothing for random data."""
-    return "" if cell.dataset == "random" else fingerprint(cases.ENVIRONMENTS[cell.environment], test=False)
+    if cases.DATASETS[cell.dataset].behaviour == "random":
+        return ""
+    return fingerprint(cases.ENVIRONMENTS[cell.environment], test=False)
 
 
 def settings_of(cell: Cell) -> dict:
@@ -153,7 +156,7 @@ def load_data(out: Path, cell: Cell) -> data.Episodes:
     """
     path = data_path(out, cell)
     episodes = data.load(path)
-    wanted = (cell.environment, cell.dataset, cell.seed, cases.BUDGETS[cell.budget, cell.environment].agents)
+    wanted = (cell.environment, cases.DATASETS[cell.dataset].behaviour, cell.seed, baselines.budget_of(cell).agents)
     got = (episodes.environment, episodes.policy, episodes.seed, len(episodes))
     if got != wanted:
         raise ValueError(f"{path}: expected the data set {wanted} (environment, policy, seed, agents), got {got}; remove it")
@@ -170,8 +173,7 @@ def load_model(out: Path, cell: Cell) -> DynamicsModel:
     if cases.METHODS[cell.method].baseline:
         return baselines.load_simulator(cell, path)
     model = PerSim.load(path)
-    wanted = (len(environment.state_names), cases.BUDGETS[cell.budget, cell.environment].agents,
-              cases.METHODS[cell.method].personal)
+    wanted = (len(environment.state_names), baselines.budget_of(cell).agents, cases.METHODS[cell.method].personal)
     got = (model.cp.outputs, model.rows.shape[1], model.personal)
     if got != wanted:
         raise ValueError(f"{path}: expected a model of {wanted} (state dimensions, agents, personal), got {got}; remove it")
@@ -184,7 +186,7 @@ def load_policy(out: Path, cell: Cell) -> Learned:
     Raises:
         ValueError: missing, corrupt, or those of another number of agents.
     """
-    path, agents = model_path(out, cell), cases.BUDGETS[cell.budget, cell.environment].agents
+    path, agents = model_path(out, cell), baselines.budget_of(cell).agents
     policy = baselines.load_policy(cell, path)
     if len(policy.run) != agents:
         raise ValueError(f"{path}: expected policies for {agents} agents, got some for {len(policy.run)}; remove it")
@@ -197,7 +199,7 @@ def load_clone(out: Path, cell: Cell) -> Cloned:
     Raises:
         ValueError: missing, corrupt, or another one than the cell's.
     """
-    path, budget = clone_path(out, cell), cases.BUDGETS[cell.budget, cell.environment]
+    path, budget = clone_path(out, cell), baselines.budget_of(cell)
     policy = Cloned.load(path)
     wanted = (cases.ENVIRONMENTS[cell.environment].actions.size, budget.agents, cases.METHODS[cell.method].personal)
     got = (policy.cp.outputs, len(policy.rows), policy.personal)

@@ -1,6 +1,7 @@
 """The pictures of a run, from its records, traces, models and data."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from lowrank_rl.rl.bench import pieces
+from lowrank_rl.rl.bench import baselines, cases, pieces
 from lowrank_rl.rl.bench.charts import COLORS
 from lowrank_rl.rl.bench.gather import gather
 from lowrank_rl.rl.bench.published import paper
@@ -29,7 +30,11 @@ def draw_all(out: Path, environment: Environment, cells: Iterable[Cell], records
     earliest = min((cell.seed for cell in done), default=0)
     first = [cell for cell in done if cell.seed == earliest]
     paths = []
-    for dataset in dict.fromkeys(cell.dataset for cell in done if cell.dataset != "none"):
+    for behaviour in cases.BEHAVIOUR:
+        alike = [cell for cell in done if cell.dataset != "none" and cases.DATASETS[cell.dataset].behaviour == behaviour]
+        if any(cases.DATASETS[cell.dataset].agents for cell in alike):
+            paths.append(scarcity(out, environment, alike, records))
+    for dataset in dict.fromkeys(cell.dataset for cell in done if cell.dataset in cases.BEHAVIOUR):
         of_data = [cell for cell in first if cell.dataset == dataset]
         simulated = [cell for cell in of_data if records[cell].rmse is not None]
         traced = [cell for cell in simulated if pieces.trace_path(out, cell).exists()]
@@ -151,6 +156,41 @@ def returns(out: Path, environment: Environment, cells: list[Cell], records: dic
     axis.legend(fontsize=9, ncols=len(methods) + 1, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
     axis.set_title(f"{environment.name}: return per agent", fontsize=11)
     return _save(figure, out / f"{_stem(next((c for c in cells if c.dataset != 'none'), cells[0]))}-returns.png")
+
+
+def scarcity(out: Path, environment: Environment, cells: list[Cell], records: dict[Cell, Record]) -> Path:
+    """Return by how many agents were logged, per agent and method: ours with the deviation over seeds, the paper's dashed."""
+    agents = sorted({cell.agent for cell in cells})
+    counts = sorted({baselines.budget_of(cell).agents for cell in cells})
+    figure, axes = plt.subplots(1, len(agents), figsize=(2.7 * len(agents) + 0.6, 3.2), sharey=True, squeeze=False,
+                                layout="constrained")
+    whole = all(not records[cell].config["budget"]["return_steps"] for cell in cells)
+    for (method, agent), mine in _by_place(cells).items():
+        axis, ours, theirs = axes[0, agents.index(agent)], [], []
+        for count in counts:
+            those = [cell for cell in mine if baselines.budget_of(cell).agents == count]
+            means = [np.mean(records[cell].returns) for cell in those]
+            if means:
+                ours.append((count, np.mean(means), np.std(means, ddof=1) if len(means) > 1 else 0.0))
+            published = paper(those[0], "reward") if those and whole else None
+            if published:
+                theirs.append((count, published[0]))
+        axis.errorbar(*np.transpose(ours), color=COLORS[method], marker="o", markersize=3, capsize=2, label=method)
+        if theirs:
+            axis.plot(*np.transpose(theirs), color=COLORS[method], linestyle="--", marker="s", markersize=3,
+                      label=f"{method}, paper")
+        axis.set_title(_agent(environment, agent), fontsize=9)
+        axis.set_xscale("log")
+        axis.set_xticks(counts, [str(count) for count in counts])
+        axis.minorticks_off()
+        axis.set_xlabel("agents logged", fontsize=9)
+        axis.grid(alpha=0.3)
+    steps = records[cells[0]].config["budget"]["return_steps"]
+    axes[0, 0].set_ylabel("return" if whole else f"return of the first {steps} steps", fontsize=9)
+    _legend(figure, axes)
+    behaviour = cases.DATASETS[cells[0].dataset].behaviour
+    figure.suptitle(f"{environment.name}: return by how many agents were logged, {behaviour} data", fontsize=11)
+    return _save(figure, out / f"{_stem(replace(cells[0], dataset=behaviour))}-scarcity.png")
 
 
 def _by_place(cells: Iterable[Cell]) -> dict[tuple[str, int], list[Cell]]:

@@ -11,6 +11,8 @@ from lowrank_rl.rl.bench.store import Cell
 
 ERROR_TABLE = {"mountaincar": "6", "cartpole": "7", "halfcheetah": "8"}
 RETURN_TABLE = {"mountaincar": "9", "cartpole": "10", "halfcheetah": "11"}
+SCARCE_TABLE = {"mountaincar": "14", "cartpole": "15", "halfcheetah": "16"}     # returns of data sets of few agents
+UNSEEN_TABLES = ("12", "13")     # of agents that are not among the five, which is another kind of row
 METRICS = ("reward", "rmse", "r2_median")
 REPEATS = 5                # behind the paper's ± (section 5.3, appendix F.2)
 # Words of the notes in paper_results.csv that say that a number may not be what was measured; corrected labels are no doubt
@@ -20,8 +22,15 @@ DOUBTS = ("suspect", "unconfirmed", "garbled", "check std", "assigned by positio
 @cache
 def _rows() -> dict[tuple[str, ...], dict[str, str]]:
     with files("lowrank_rl.rl.bench").joinpath("paper_results.csv").open() as file:
-        return {tuple(row[k] for k in ("table", "environment", "dataset", "method", "agent", "metric")): row
-                for row in csv.DictReader(file) if row["value"]}
+        return {(row["table"], row["environment"], _dataset(row), row["method"], row["agent"], row["metric"]): row
+                for row in csv.DictReader(file) if row["value"] and row["table"] not in UNSEEN_TABLES}
+
+
+def _dataset(row: dict[str, str]) -> str:
+    """Our name of the data that a number was learned from."""
+    if row["table"] not in SCARCE_TABLE.values():
+        return row["dataset"]
+    return next(name for name, logs in cases.DATASETS.items() if logs == cases.Logs(row["dataset"], int(row["n_agents"])))
 
 
 @cache
@@ -74,6 +83,13 @@ def published_methods(environment: str, dataset: str, metric: str) -> list[str]:
                    for agent in range(1, 1 + len(cases.ENVIRONMENTS[environment].test_agents)))]
 
 
+def table_of(environment: str, dataset: str, metric: str) -> str | None:
+    """The number of the paper's table that has such cells."""
+    if dataset != "none" and cases.DATASETS[dataset].agents:
+        return SCARCE_TABLE[environment] if metric == "reward" else None
+    return (RETURN_TABLE if metric == "reward" else ERROR_TABLE)[environment]
+
+
 def doubtful(note: str) -> bool:
     return any(word in note for word in DOUBTS)
 
@@ -84,6 +100,6 @@ def higher_is_better(metric: str) -> bool:
 
 def _key(cell: Cell, metric: str) -> tuple[str, ...] | None:
     """Where the number stands."""
-    places = (RETURN_TABLE[cell.environment], "2", "3") if metric == "reward" else (ERROR_TABLE[cell.environment],)
+    places = (table_of(cell.environment, cell.dataset, metric), *(("2", "3") if metric == "reward" else ()))
     keys = ((table, cell.environment, cell.dataset, cell.method, str(cell.agent), metric) for table in places)
     return next((key for key in keys if key in paper_numbers()), None)

@@ -40,7 +40,7 @@ def write(out: Path, environment: str, budget: str, settings: str, work: Work, r
 
 def place(cell: Cell) -> tuple[int, ...]:
     """Where it stands in the tables; what learns nothing stands with the first data set."""
-    dataset = 0 if cell.dataset == "none" else list(cases.BEHAVIOUR).index(cell.dataset)
+    dataset = 0 if cell.dataset == "none" else list(cases.DATASETS).index(cell.dataset)
     methods = list(cases.METHODS)     # of which another version may have had more
     return dataset, methods.index(cell.method) if cell.method in methods else len(methods), cell.seed, cell.agent
 

@@ -32,7 +32,14 @@ def _everywhere(agents: tuple[int, ...] = ALL) -> dict[str, tuple[int, ...]]:
     return dict.fromkeys(cases.ENVIRONMENTS, agents)
 
 
+def _of(behaviour: str, counts: Iterable[int]) -> tuple[str, ...]:
+    """The data sets of so many agents."""
+    return tuple(f"{behaviour}-of-{count}" for count in counts)
+
+
 SHORT = {"mountaincar": (1, 4, 5), "cartpole": (1, 4, 5), "halfcheetah": (1, 2, 3)}     # columns of Tables 1 and 2
+FEW = (*SIMULATORS, "bcq-p")
+SCARCE = {"mountaincar": "random", "cartpole": "pure", "halfcheetah": "random"}     # what acted in Tables 14 to 16
 RETURNS = (*SIMULATORS, *POLICIES, "true-env-mpc")
 TABLES = {
     1: Suite(SHORT, SIMULATORS),
@@ -41,6 +48,8 @@ TABLES = {
     5: Suite(_everywhere(), ("persim",), seeds=1, stage="logged"),
     **{number: Suite({name: ALL}, SIMULATORS) for number, name in enumerate(cases.ENVIRONMENTS, start=6)},
     **{number: Suite({name: ALL}, RETURNS) for number, name in enumerate(cases.ENVIRONMENTS, start=9)},
+    **{number: Suite({name: ALL}, FEW, _of(SCARCE[name], cases.SCARCE[:-1]))
+       for number, name in enumerate(cases.ENVIRONMENTS, start=14)},
 }
 # The paper names neither the data of its figures nor the agents of 2 and 4: ours are random data, as in appendix F.4, and the
 # agents at both ends of the ranges; of Figure 2 the short pole, which is the hardest (Table 7)
@@ -57,7 +66,6 @@ WITHOUT = {
     ("table", 4): "the ranges of the agents' parameters, which the environments know (lowrank_rl/rl/envs)",
     ("figure", 3): "the networks, a drawing",
     **{("table", number): "unseen agents, which benchmarks/unseen.py runs (docs/unseen.md)" for number in (12, 13)},
-    **{("table", number): "fewer training agents, which this command cannot run yet" for number in (14, 15, 16)},
 }
 
 
@@ -109,7 +117,9 @@ def _suites(options: Options) -> list[tuple[Suite, str]]:
         return [(suite, "the paper") for suite in (*TABLES.values(), *FIGURES.values())]
     methods = cases.METHODS
     return [(Suite(_everywhere(), tuple(name for name in methods if not methods[name].flown)), "suite all"),
-            (Suite(_everywhere(), tuple(name for name in methods if methods[name].flown), ("random",)), "suite all")]
+            (Suite(_everywhere(), tuple(name for name in methods if methods[name].flown), ("random",)), "suite all"),
+            *((Suite({name: ALL}, (*FEW, "e-pets"), _of(behaviour, cases.SCARCE)), "suite all")
+              for name, behaviour in SCARCE.items())]
 
 
 def _named(options: Options) -> Suite:
@@ -135,7 +145,7 @@ def _cells(suite: Suite, environment: str, agents: tuple[int, ...], options: Opt
     able = cases.methods(options.settings, environment)
     tests = range(1, len(cases.ENVIRONMENTS[environment].test_agents) + 1)
     _check_named("method", options.methods, suite.methods if what else able, options, what)
-    _check_named("data set", options.datasets, suite.datasets if what else cases.BEHAVIOUR, options, what)
+    _check_named("data set", options.datasets, suite.datasets if what else cases.DATASETS, options, what)
     _check_named("agent", options.agents, agents if what else tests, options, what)
     methods = [name for name in suite.methods if name in able and name in (options.methods or able)]
     datasets = [name for name in suite.datasets if name in (options.datasets or suite.datasets)]
@@ -152,6 +162,6 @@ def _cells(suite: Suite, environment: str, agents: tuple[int, ...], options: Opt
 def _check_named(what: str, named: tuple | None, known: Iterable, options: Options, whose: str) -> None:
     """Refuse a name that is unknown; a suite of many tables may lack it in some."""
     if options.suite:
-        known = {"method": cases.METHODS, "data set": cases.BEHAVIOUR, "agent": ALL}[what]
+        known = {"method": cases.METHODS, "data set": cases.DATASETS, "agent": ALL}[what]
     for name in named or ():
         check.known(f"{what} of {whose}" if whose and not options.suite else what, name, known)

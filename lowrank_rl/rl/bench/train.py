@@ -29,10 +29,10 @@ def make_data(out: Path, cell: Cell, say: Say) -> None:
         pieces.load_data(out, cell)
         return
     environment = cases.ENVIRONMENTS[cell.environment]
-    count = cases.BUDGETS[cell.budget, cell.environment].agents
+    count, behaviour = baselines.budget_of(cell).agents, cases.DATASETS[cell.dataset].behaviour
     covariates = data.agents(environment, count, seed=cell.seed)
-    policy = cases.BEHAVIOUR[cell.dataset](environment, covariates)
-    episodes = data.collect(environment, covariates, torch.arange(count), policy, seed=cell.seed, what=cell.dataset,
+    policy = cases.BEHAVIOUR[behaviour](environment, covariates)
+    episodes = data.collect(environment, covariates, torch.arange(count), policy, seed=cell.seed, what=behaviour,
                             progress=lambda t, limit: say("collecting", t / limit))
     data.save(pieces.data_path(out, cell), episodes)
 
@@ -53,7 +53,7 @@ def _clone(out: Path, cell: Cell, say: Say) -> None:
     if path.exists():
         pieces.load_clone(out, cell)
         return
-    environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
+    environment, budget = cases.ENVIRONMENTS[cell.environment], baselines.budget_of(cell)
     say("cloning the policies of the logs", 0.0)
     policy = fit_cloned(pieces.load_data(out, cell).transitions(), budget.agents, environment.actions,
                         cases.CLONING[cell.settings, cell.environment],
@@ -68,7 +68,7 @@ def _train_simulators(out: Path, cell: Cell, device: str, say: Say) -> None:
     if path.exists():
         pieces.load_model(out, cell)
         return
-    environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
+    environment, budget = cases.ENVIRONMENTS[cell.environment], baselines.budget_of(cell)
     config, episodes = pieces.learning(cell), pieces.load_data(out, cell)
     check.writable_folder(path.parent)
     options = {"seed": rng.integer(cell.seed, cell.environment, cell.method), "device": device,
@@ -103,7 +103,7 @@ def _train_policies(out: Path, cell: Cell, device: str, say: Say) -> None:
     if path.exists():
         pieces.load_policy(out, cell)
         return
-    environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
+    environment, budget = cases.ENVIRONMENTS[cell.environment], baselines.budget_of(cell)
     check.writable_folder(path.parent)
     looks = path.with_suffix(".curve")
     curve = {int(at): found for at, found in json.loads(looks.read_text()).items()} if looks.exists() else {}

@@ -168,3 +168,15 @@ def test_numbers_that_only_the_short_tables_have():
     table_2 = published.paper(Cell("mountaincar", "pure", "bcq-p", 1, 0, "best", "small"), "reward")
     table_3 = published.paper(Cell("cartpole", "random", "persim-cql-5", 2, 0, "best", "small"), "reward")
     assert (table_2[0], table_3[0]) == (-67.6, 198.3)
+
+
+def test_numbers_of_few_agents():
+    cell = Cell("mountaincar", "random-of-25", "persim", 4, 0, "best", "small")
+    assert published.paper(cell, "reward")[:2] == (-246.8, 39.1)
+    assert published.paper(replace(cell, dataset="random-of-250", method="bcq-p"), "reward")[:2] == (-500, 0)
+    assert published.paper(replace(cell, environment="cartpole", dataset="pure-of-50", agent=5), "reward")[0] == 182.7
+    assert published.paper(cell, "rmse") is None
+    for other in ("random-of-10", "pure-of-25"):      # which the paper has not
+        assert published.paper(replace(cell, dataset=other), "reward") is None
+    assert published.table_of("halfcheetah", "random-of-25", "reward") == "16"
+    assert published.table_of("halfcheetah", "random", "rmse") == "8"

@@ -27,6 +27,8 @@ def test_every_row_is_there():
     assert {"persim", "pooled", "true-env-mpc", "uniform"} <= set(cases.METHODS)
     assert {"quick", "small", "paper"} <= set(cases.BUDGET_NAMES)
     assert tuple(cases.BEHAVIOUR) == ("random", "pure", "pure-eps-20", "pure-eps-40")      # PerSim, appendix E
+    assert {name: logs.agents for name, logs in cases.DATASETS.items() if name not in cases.BEHAVIOUR} == {
+        f"{name}-of-{count}": count for name in ("random", "pure") for count in (250, 100, 50, 25, 10)}
 
 
 @pytest.mark.parametrize("key", list(cases.BUDGETS))

@@ -140,6 +140,24 @@ def test_rank_one_still_has_a_picture(results, tmp_path, monkeypatch):
     assert plots.latent_rows(tmp_path, CAR, CELLS[0]).stat().st_size > 10_000
 
 
+def test_scarcity_stands_beside_the_papers(results, tmp_path, figures):
+    _, records = results
+    made = {}
+    for number, dataset in enumerate(("random", "random-of-250", "random-of-25")):
+        for seed in range(2):
+            cell = replace(CELLS[1], dataset=dataset, budget="small", seed=seed)
+            budget = {**records[CELLS[1]].config["budget"], "return_steps": None}
+            made[cell] = replace(records[CELLS[1]], cell=cell, returns=[-100.0 - 10 * number - seed],
+                                 config={**pieces.settings_of(cell), "budget": budget})
+    path = plots.scarcity(tmp_path, CAR, list(made), made)
+    assert path.name == "mountaincar-random-small-best-scarcity.png"
+    axis = figures["scarcity"].axes[0]
+    ours, theirs = axis.containers[0][0], axis.lines[-1]
+    assert ours.get_xdata().tolist() == theirs.get_xdata().tolist() == [25, 250, 500]
+    assert ours.get_ydata().tolist() == [-120.5, -110.5, -100.5]
+    assert theirs.get_ydata().tolist() == [-246.8, -192.3, -186.6]      # Tables 14 and 9
+
+
 def test_nothing_done_draws_nothing(tmp_path):
     assert plots.draw_all(tmp_path, CAR, CELLS, {}) == []
     assert plots.draw_all(tmp_path, CAR, CELLS, {cell: Record(cell, "failed", message="no") for cell in CELLS}) == []
