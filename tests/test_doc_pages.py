@@ -2,11 +2,13 @@
 and pictures exist."""
 
 import contextlib
+import csv
 import importlib.util
 import io
 import math
 import re
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 
@@ -15,6 +17,7 @@ ALONE = [DOCS / f"{name}.md" for name in ("data", "simulator", "unseen")]
 TOOLS = [*ALONE, *(page for page in sorted((DOCS / "tools").glob("*.md")) if page.stem != "README")]
 THEORY = [page for page in sorted((DOCS / "theory").glob("*.md")) if "```python" in page.read_text()]
 ALL = [*ALONE, *sorted(path for folder in ("tools", "theory") for path in (DOCS / folder).glob("*.md"))]
+QUANTILES = "members' quantiles"      # a column of simulated.csv
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
 PICTURE = re.compile(r"savefig\(\"([^\"]+)\"")
 LONG = {"foldin", "simulator"}   # pages whose first output takes more than a few seconds
@@ -116,3 +119,38 @@ def test_a_page_that_prints_something_else_is_noticed(pages):
     for wrong in ("4 terms", "3 rows"):
         with pytest.raises(AssertionError):
             assert_same(page.format(wrong), pages.run(page.format(wrong)))
+
+
+def test_tables_of_the_simulator_page_say_what_the_record_says():
+    with open(DOCS.parent / "results" / "simulated.csv") as file:
+        record = list(csv.DictReader(file))
+    lines = (DOCS / "simulator.md").read_text().splitlines()
+
+    def found(column, **where):
+        return [float(row[column]) for row in record if where.items() <= row.items()]
+
+    def entries(label, count):
+        line = next(line for line in lines if line.startswith(f"| {label}") and line.count("|") == count + 2)
+        return [entry.strip() for entry in line.strip("|").split("|")[1:]]
+
+    for label, what in (("trained in the learned", "learned simulator"), ("trained in the true", "true environment")):
+        each = [found("return", part="training", what=what, agent=str(agent)) for agent in range(1, 6)]
+        assert {len(runs) for runs in each} == {3}
+        assert entries(label, 5) == [f"{mean(runs):.1f} ± {stdev(runs):.1f}".replace(".0", "") for runs in each]
+    for name in ("CartPole", "HalfCheetah"):
+        widths = ("env", "vector_env, 16", "vector_env, 128", "vector_env, 1024")
+        assert [float(entry.replace(",", "")) for entry in entries(f"{name}, ", 4)] == pytest.approx(
+            [found("steps per second", environment=name.lower(), what=width)[0] for width in widths], rel=1e-3)
+    for label, simulator in (("MountainCar, 5 members, splines", "splines"), ("CartPole, 5 members, networks", "networks"),
+                             ("CartPole, 5 members, poly", "polynomials"), ("HalfCheetah, 3 members", "networks")):
+        where = {"part": "coverage", "environment": label.partition(",")[0].lower(), "simulator": simulator}
+        assert entries(label, 2) == [
+            f"{found('within', what=what, **where)[0]:.0%} ({found(QUANTILES, what=what, **where)[0]:.0%})"
+            for what in ("random actions", "test policy")]
+    places = [("halfcheetah", "1"), ("halfcheetah", "4"), ("cartpole", "1"), ("cartpole", "3"), ("cartpole", "5")]
+    rows = [line.strip("| ").split(" | ")[1:] for line in lines if line.startswith("| agent ")]
+    for (environment, agent), told in zip(places, rows, strict=True):
+        left = "coverage=5, penalty=-20" if environment == "halfcheetah" else "coverage=5"
+        options = ("none", "pessimism=1", "pessimism=10", left)
+        means = [mean(found("return", part="options", environment=environment, agent=agent, what=what)) for what in options]
+        assert [entry.partition(" ")[0] for entry in told] == [f"{x:.0f}" for x in means]
