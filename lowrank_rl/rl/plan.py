@@ -36,12 +36,18 @@ class ShootingConfig:
     horizon: int = 50                    # H, real steps looked ahead
     candidates: int = 1000               # C, plans per decision
     stay: tuple[float, ...] = (0.0,)     # chances to repeat the last action, one drawn per candidate
+    near: float = 0.0                    # share of the others that are the last plan with some actions drawn anew
+    redraw: tuple[float, ...] = (0.05, 0.3)     # chances of that, one drawn per candidate
 
     def __post_init__(self) -> None:
         check.count("horizon", self.horizon)
         check.count("candidates", self.candidates)
-        if not self.stay or not all(0 <= p < 1 for p in self.stay):
-            raise ValueError(f"stay: expected probabilities in [0, 1), got {self.stay}")
+        for name in ("stay", "redraw"):
+            chances = getattr(self, name)
+            if not chances or not all(0 <= p < 1 for p in chances):
+                raise ValueError(f"{name}: expected probabilities in [0, 1), got {chances}")
+        if not 0 <= self.near < 1:
+            raise ValueError(f"near: expected a share in [0, 1), got {self.near}")
 
 
 @dataclass(frozen=True)
@@ -92,10 +98,17 @@ class ICEMConfig:
 
 def random_shooting(score: PlanScore, actions: Discrete, config: ShootingConfig, *, memory: Tensor | None,
                     generators: list[torch.Generator]) -> Plan:
-    """The best of C random plans; the last plan, shifted by a step, is one of them (reference code of PerSim, ``mpc``)."""
+    """The best of C random plans; the last plan, shifted by a step, is one of them (reference code of PerSim, ``mpc``).
+
+    With ``near`` others are like it, so that a plan gets better from step to step, as long as it holds what it promised.
+    """
     plans = torch.stack([_random_plans(actions, config, generator) for generator in generators])   # (B, C, H, 1)
     if memory is not None:
         plans[:, 0, :-1] = memory[:, 1:]
+        count = round(config.near * (config.candidates - 1))
+        if count:
+            kept = torch.stack([_kept(count, config, generator) for generator in generators])
+            plans[:, 1:count + 1] = torch.where(kept, plans[:, :1], plans[:, 1:count + 1])
     value, bad = _finite_scores(score, plans)
     best = plans[torch.arange(len(plans)), value.argmax(1)]
     return Plan(best, best, bad)
@@ -210,6 +223,13 @@ def _random_plans(actions: Discrete, config: ShootingConfig, generator: torch.Ge
     fresh = torch.rand((C, H), generator=generator, device=device) >= chance
     since = torch.where(fresh, torch.arange(H, device=device), 0).cummax(1).values    # when the action last changed
     return plans.gather(1, since[..., None])
+
+
+def _kept(count: int, config: ShootingConfig, generator: torch.Generator) -> Tensor:
+    """Which actions of the last plan so many candidates keep, (count, H, 1); each has its own chance to lose one."""
+    chance = torch.tensor(config.redraw, device=generator.device)
+    chance = chance[torch.randint(len(chance), (count, 1, 1), generator=generator, device=generator.device)]
+    return torch.rand((count, config.horizon, 1), generator=generator, device=generator.device) >= chance
 
 
 def _truncated_normal(uniform: Tensor, mean: Tensor, deviation: Tensor, bounds: Box) -> Tensor:

@@ -92,6 +92,58 @@ def test_every_candidate_has_one_chance_to_stay():
     assert abs((repeats < 0.55).double().mean() - 0.5) < 5 * 0.5 / math.sqrt(1500)
 
 
+@pytest.mark.parametrize("chance", [0.05, 0.6])
+def test_candidates_near_the_last_plan_lose_actions_as_often_as_redraw_says(chance):
+    memory, spy = Discrete(4).sample((2, 60), generator=stream(0, "memory")), Spy(flat)
+    config = ShootingConfig(horizon=60, candidates=1001, near=0.4, redraw=(chance, chance))
+    random_shooting(spy, Discrete(4), config, memory=memory, generators=streams(2))
+    same = (spy.plans[0][:, :, :-1] == memory[:, None, 1:])[..., 0].double().mean((0, 2))
+    expected = 1 - chance + chance / 4                   # a fresh action may be the old one
+    assert same[0] == 1
+    assert abs(same[1:401].mean() - expected) < 5 * math.sqrt(expected * (1 - expected) / (2 * 400 * 59))
+    assert abs(same[401:].mean() - 0.25) < 5 * math.sqrt(0.25 * 0.75 / (2 * 600 * 59))
+
+
+def test_every_candidate_near_the_last_plan_has_one_chance():
+    memory, spy = torch.zeros((1, 200, 1), dtype=torch.int64), Spy(flat)
+    config = ShootingConfig(horizon=200, candidates=1001, near=0.9, redraw=(0.0, 0.9))
+    random_shooting(spy, Discrete(4), config, memory=memory, generators=streams(1))
+    same = (spy.plans[0][0, 1:901, :-1, 0] == 0).double().mean(1)
+    assert ((same == 1) | (same < 0.6)).all()            # all kept, or about a third
+    assert abs((same == 1).double().mean() - 0.5) < 5 * 0.5 / math.sqrt(900)
+
+
+def test_plans_near_the_last_one_get_better_from_step_to_step():
+    def best(near, steps=60):
+        memory, value = None, []
+        for t in range(steps):
+            plan = random_shooting(lambda plans: (plans == 1).double().sum((-1, -2)), Discrete(3),
+                                   ShootingConfig(horizon=40, candidates=50, near=near), memory=memory,
+                                   generators=streams(1, t))
+            memory = plan.memory
+            value.append(int((plan.actions == 1).sum()))
+        return value
+    alone, near_by = best(0.0), best(0.5)
+    assert alone[0] == near_by[0]                        # nothing to remember
+    assert min(near_by[20:]) > max(alone)
+
+
+def test_without_a_memory_near_changes_nothing():
+    plain, near_by = Spy(flat), Spy(flat)
+    for spy, share in ((plain, 0.0), (near_by, 0.9)):
+        config = ShootingConfig(horizon=9, candidates=20, near=share)
+        random_shooting(spy, Discrete(3), config, memory=None, generators=streams(2))
+    assert torch.equal(plain.plans[0], near_by.plans[0])
+
+
+@pytest.mark.parametrize("candidates", [1, 2])
+def test_a_few_candidates_have_room_for_the_last_plan_only(candidates):
+    memory, spy = torch.full((1, 5, 1), 2), Spy(flat)
+    config = ShootingConfig(horizon=5, candidates=candidates, near=0.99, redraw=(0.0,))
+    random_shooting(spy, Discrete(3), config, memory=memory, generators=streams(1))
+    assert (spy.plans[0][0, :, :-1] == 2).all()
+
+
 # ---- cross-entropy
 
 
@@ -249,7 +301,7 @@ def test_a_pulled_plan_is_the_proposal_itself_where_nothing_else_pays():
 
 
 PLANNERS = {
-    "shooting": (random_shooting, Discrete(3), ShootingConfig(horizon=4, candidates=60)),
+    "shooting": (random_shooting, Discrete(3), ShootingConfig(horizon=4, candidates=60, near=0.5)),
     "cem": (cem, Box(-1.0, 1.0, 1), CEMConfig(horizon=4, candidates=60, elites=5, rounds=3)),
     "icem": (icem, Box(-1.0, 1.0, 1), ICEMConfig(horizon=4, candidates=60, elites=5, rounds=3, decay=1.0)),
 }
@@ -301,6 +353,9 @@ def test_same_generators_same_plans(search):
     (ShootingConfig, {"stay": ()}, r"stay: expected probabilities in \[0, 1\), got \(\)"),
     (ShootingConfig, {"stay": (0.5, 1.0)}, "stay: expected"),
     (ShootingConfig, {"stay": (math.nan,)}, "stay: expected"),
+    (ShootingConfig, {"redraw": ()}, "redraw: expected"),
+    (ShootingConfig, {"near": 1.0}, r"near: expected a share in \[0, 1\), got 1.0"),
+    (ShootingConfig, {"near": math.nan}, "near: expected"),
     (CEMConfig, {"horizon": 0}, "horizon: expected"),
     (CEMConfig, {"rounds": 0}, "rounds: expected"),
     (CEMConfig, {"elites": 1}, r"elites: expected 2..200 \(candidates\), got 1"),

@@ -18,6 +18,7 @@ from lowrank_rl.rl.bench import baselines, cases, versions
 from lowrank_rl.rl.bench.store import Cell
 from lowrank_rl.rl.contracts import DynamicsModel
 from lowrank_rl.rl.models.persim import PerSim, PerSimConfig
+from lowrank_rl.rl.plan import ShootingConfig
 from lowrank_rl.rl.policies.cloned import Cloned
 from lowrank_rl.rl.policies.offline import Learned
 
@@ -113,7 +114,8 @@ def settings_of(cell: Cell) -> dict:
 
 def same_settings(recorded: dict, wanted: dict) -> bool:
     """Whether a record was made with these settings; one that did not exist then counts as its default."""
-    defaults = {"learning": json.loads(json.dumps(asdict(PerSimConfig())))}
+    defaults = json.loads(json.dumps({"learning": asdict(PerSimConfig()), "planning": {"planner": asdict(ShootingConfig())}}))
+    defaults["flown"] = dict(defaults)
 
     def same(old: object, new: object, default: object) -> bool:
         if not isinstance(old, dict) or not isinstance(new, dict):

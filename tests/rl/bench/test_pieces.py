@@ -36,6 +36,13 @@ def test_a_setting_added_since_then_is_the_same_at_its_default_only():
         assert same_settings(recorded, settings_of(each)) == same
 
 
+def test_planners_of_older_records_kept_to_nothing():
+    for each, same in ((CELL, True), (replace(CELL, environment="cartpole"), False)):
+        recorded = copy.deepcopy(settings_of(each))
+        del recorded["planning"]["planner"]["near"]
+        assert same_settings(recorded, settings_of(each)) == same
+
+
 def test_a_setting_that_is_gone_makes_a_difference():
     recorded = copy.deepcopy(settings_of(CELL))
     recorded["learning"]["old"] = 1
