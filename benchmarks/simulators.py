@@ -1,6 +1,7 @@
 """What lowers the error of a simulator's predictions, judged by the tails of logged trajectories alone.
 
     python benchmarks/simulators.py mountaincar [--dataset random] [--seeds 3] [--only walls]
+    python benchmarks/simulators.py halfcheetah --agents 25 --only epochs      # how long to train on few logs
 
 The last fifth (at most 100 steps) of every trajectory but the test agents' is left out of training; from its first state the
 simulator predicts it, open loop, at most 50 steps at a time. No test agent and no true dynamics is consulted. Also prints the
@@ -27,6 +28,7 @@ from lowrank_rl.tensor import AdamConfig, ALSConfig, Polynomial, Spline
 TAIL, WINDOW = 100, 50
 AGENTS = {"mountaincar": 500, "cartpole": 500, "halfcheetah": 200}
 RANKS = (3, 5, 10, 15, 20, 30)      # the paper's candidates
+EPOCHS = (24, 60, 120)
 
 
 def variants(name: str) -> dict[str, PerSimConfig]:
@@ -48,6 +50,7 @@ def variants(name: str) -> dict[str, PerSimConfig]:
             "4 x 256": replace(base, state_hidden=(256,) * 4),
             "2 x 128": replace(base, state_hidden=(128,) * 2),
             "inputs beyond the data": replace(base, inside=False),
+            **{f"{epochs} epochs": replace(base, adam=replace(best.adam, epochs=epochs)) for epochs in EPOCHS},
             **{f"rank {rank}": replace(base, rank=rank) for rank in RANKS if rank != base.rank},
         }
     solver = best.exact.solver
@@ -114,20 +117,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("environment", choices=cases.ENVIRONMENTS)
     parser.add_argument("--dataset", default="random", choices=cases.BEHAVIOUR)
+    parser.add_argument("--agents", type=int, help="how many are logged, five more than are judged")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", help="only variants with this in their name")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    environment, count = cases.ENVIRONMENTS[options.environment], AGENTS[options.environment]
+    environment, count = cases.ENVIRONMENTS[options.environment], options.agents or AGENTS[options.environment]
+    agents = {"agents": "" if count == AGENTS[options.environment] else str(count)}
     path = Path(f"results/simulators-{options.environment}.csv")
-    rows = done(path)
+    rows = [{"agents": "", **row} for row in done(path)]
     for seed in range(options.seeds):
         covariates = data.agents(environment, count, seed=seed)
         episodes = data.collect(environment, covariates, torch.arange(count),
                                 cases.BEHAVIOUR[options.dataset](environment, covariates), seed=seed, what=options.dataset)
         train, windows, live = split(episodes)
         for variant, config in variants(options.environment).items():
-            key = {"dataset": options.dataset, "variant": variant, "seed": str(seed)}
+            key = {"dataset": options.dataset, "variant": variant, "seed": str(seed), **agents}
             if options.only not in variant or any(key.items() <= row.items() for row in rows):
                 continue
             started = time.process_time()
@@ -139,7 +144,7 @@ def main() -> None:
             write(path, rows)
     for variant in variants(options.environment):
         found = [float(row["RMSE of 50 steps, mean"]) for row in rows
-                 if (row["dataset"], row["variant"]) == (options.dataset, variant)]
+                 if (row["dataset"], row["variant"], row["agents"]) == (options.dataset, variant, agents["agents"])]
         if found:
             show({"variant": variant, "seeds": len(found), "mean": float(np.mean(found)), "sd": float(np.std(found))})
 
