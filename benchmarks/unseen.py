@@ -43,12 +43,6 @@ from lowrank_rl.rl.row_regression import fit_network, known_agents
 from lowrank_rl.rl.unseen import few_shot, with_agents, zero_shot
 
 RESULTS = Path("results/unseen.csv")
-# Trained are gravity 0.0001..0.0035; force 2..18 and length 0.15..0.85; mass and damping 0.2..1.8
-UNSEEN = {
-    "mountaincar": ((0.00005,), (0.00008,), (0.002,), (0.0037,), (0.004,)),         # outside but for the third: Table 12
-    "cartpole": ((6.0, 0.3), (14.0, 0.7), (20.0, 0.5), (10.0, 1.0), (1.5, 0.12)),   # two inside, three outside
-    "halfcheetah": ((0.7, 1.2), (1.5, 0.6), (2.0, 1.0), (1.0, 0.1), (2.0, 2.0)),    # two inside, three outside
-}
 FRACTIONS, STEPS = (1.0, 0.5, 0.25, 0.1), (5, 10, 25, 100)
 EPISODES = {"mountaincar": 200, "cartpole": 200, "halfcheetah": 40}      # of prediction errors
 PLANNED = {"mountaincar": 10, "cartpole": 5}                             # of returns
@@ -90,7 +84,7 @@ def own(environment: str, dataset: str, seed: int) -> Transitions:
 
 
 def new(environment: str) -> Tensor:
-    return torch.tensor(UNSEEN[environment], dtype=torch.float64)
+    return torch.tensor(cases.UNSEEN[environment], dtype=torch.float64)
 
 
 def first(steps: Transitions, count: int) -> tuple[Transitions, list[int]]:

@@ -91,6 +91,11 @@ def known_agents(agents: int, fraction: float, *, generator: torch.Generator) ->
     return torch.randperm(agents, generator=generator)[:count].sort().values
 
 
+def fewest(covariates: int) -> int:
+    """How many agents must be known: a plane, and something left to tell its error."""
+    return covariates + 3
+
+
 def fit_network(model: PerSim, agent: Tensor, covariates: Tensor, config: NetworkConfig = NetworkConfig(), *,
                 seed: int) -> Networks:
     """The paper's way: a multilayer perceptron with two hidden layers of 64 units, for each member.
@@ -156,7 +161,7 @@ def known_rows(model: PerSim, agent: Tensor, covariates: Tensor) -> tuple[Tensor
                          f"different ones among {len(agent)}")
     check.within("agent", agent, model.rows.shape[1])
     covariates = checked_covariates(covariates, covariates.shape[1])
-    least = covariates.shape[1] + 3      # a plane, and something left to tell its error
+    least = fewest(covariates.shape[1])
     if len(agent) < least:
         raise ValueError(f"agent: expected at least {least} known agents for {covariates.shape[1]} covariates, got "
                          f"{len(agent)} of {model.rows.shape[1]}; know a larger fraction, or fold the new agents in from steps")

@@ -27,6 +27,13 @@ from lowrank_rl.rl.score import Score, cartpole_margin, mountaincar_bonus, total
 from lowrank_rl.tensor import AdamConfig, ALSConfig, Polynomial, Spline
 
 ENVIRONMENTS = {e.name: e for e in (mountaincar.ENVIRONMENT, cartpole.ENVIRONMENT, halfcheetah.ENVIRONMENT)}
+# Covariates of agents that no data come from, numbered behind the test agents: 6, 7, ... MountainCar's are those of Table 12.
+# Trained are gravity 0.0001..0.0035; force 2..18 and length 0.15..0.85; mass and damping 0.2..1.8
+UNSEEN = {
+    "mountaincar": ((0.00005,), (0.00008,), (0.002,), (0.0037,), (0.004,)),         # outside but for the third
+    "cartpole": ((6.0, 0.3), (14.0, 0.7), (20.0, 0.5), (10.0, 1.0), (1.5, 0.12)),   # two inside, three outside
+    "halfcheetah": ((0.7, 1.2), (1.5, 0.6), (2.0, 1.0), (1.0, 0.1), (2.0, 2.0)),    # two inside, three outside
+}
 # What logs each data set, made from (environment, covariates (N, E))
 BEHAVIOUR: dict[str, Callable[[Environment, Tensor], Policy]] = {
     "random": lambda environment, covariates: Uniform(environment.actions),
@@ -50,12 +57,21 @@ SETTINGS = ("best", "paper")
 
 
 @dataclass(frozen=True)
+class Way:
+    """How PerSim gets the latent row of an unseen agent: from covariates, from the agent's own steps, or from both."""
+    fraction: float | None = None     # of the training agents, those whose covariates are known
+    steps: int | None = None          # own steps, the first of an episode that is logged as the data set is
+
+
+@dataclass(frozen=True)
 class Method:
     learns: bool       # from a data set: a simulator if it plans, otherwise a policy
     plans: bool        # acts by planning in a model
     personal: bool     # knows which agent it deals with
     baseline: bool = False     # of the paper's tables or ours to beat: runs when it is named (baselines.py)
     flown: int = 0             # trajectories per agent, flown in PerSim's simulators, that it learns from beside the logs
+    recognises: bool = False   # knows an agent by its last steps, so that it need not have been logged
+    unseen: Way | None = None  # for unseen agents alone: PerSim's own simulators with rows for these
 
 
 METHODS = {
@@ -64,8 +80,12 @@ METHODS = {
     "true-env-mpc": Method(False, True, True),   # the same planner with the true dynamics
     "cloned": Method(True, False, True),   # each agent's logged policy, learned from all logs together (``best`` HalfCheetah)
     "uniform": Method(False, False, False),   # uniformly random actions
-    "vanilla-cadm": Method(True, True, True, True),   # one model that tells agents apart by their last steps
-    "pe-ts-cadm": Method(True, True, True, True),   # the same as a probabilistic ensemble with particles
+    # unseen agents by covariates of a share of the training agents (Tables 12 and 13), by their own first steps, by both
+    **{f"persim-p{share}": Method(True, True, True, unseen=Way(share / 100)) for share in (100, 50, 25, 10)},
+    **{f"persim-k{steps}": Method(True, True, True, unseen=Way(steps=steps)) for steps in (5, 10, 25, 100)},
+    "persim-p10-k10": Method(True, True, True, unseen=Way(0.1, 10)),
+    "vanilla-cadm": Method(True, True, True, True, recognises=True),   # one model that tells agents apart by their last steps
+    "pe-ts-cadm": Method(True, True, True, True, recognises=True),   # the same as a probabilistic ensemble with particles
     "e-pets": Method(True, True, True, True),   # a probabilistic ensemble with an embedding of each agent
     # policies learned without planning, from everybody's steps (-p) or from each test agent's own (-a)
     **{f"{name}-{form}": Method(True, False, form == "a", True) for name in ("bcq", "cql", "morel") for form in "pa"},
@@ -157,9 +177,33 @@ BUDGET_NAMES = ("tiny", "quick", "small", "paper")
 
 
 def methods(settings: str, environment: str, baselines: bool = True) -> tuple[str, ...]:
-    """Those that can run, with or without baselines."""
+    """Those that can run, with or without baselines and those for unseen agents alone, which run when they are named."""
     return tuple(name for name, method in METHODS.items() if (name != "cloned" or (settings, environment) in CLONING)
-                 and (baselines or not method.baseline))
+                 and (baselines or not (method.baseline or method.unseen)))
+
+
+def unseen(environment: str, agent: int) -> bool:
+    """Whether an agent, by its number from 1, is one that no data come from."""
+    return agent > len(ENVIRONMENTS[environment].test_agents)
+
+
+def agents(environment: str, unseen: bool) -> tuple[int, ...]:
+    """The numbers of the test agents, or of the unseen ones behind them."""
+    tests = len(ENVIRONMENTS[environment].test_agents)
+    return tuple(range(tests + 1, tests + 1 + len(UNSEEN[environment])) if unseen else range(1, tests + 1))
+
+
+def covariates(environment: str, agent: int) -> tuple[float, ...]:
+    """Those of a test agent or an unseen one, by its number."""
+    return (*ENVIRONMENTS[environment].test_agents, *UNSEEN[environment])[agent - 1]
+
+
+def serves(method: str, unseen: bool) -> bool:
+    """Whether a method can act for test agents, or for unseen ones."""
+    kind = METHODS[method]
+    if kind.unseen:
+        return unseen
+    return not unseen or not (kind.learns and kind.personal) or kind.recognises
 
 
 def learning(settings: str, environment: str, budget: Budget, share: float = 1.0) -> PerSimConfig:

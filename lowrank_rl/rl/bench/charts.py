@@ -12,7 +12,11 @@ from lowrank_rl.rl.bench.tables import number
 COLORS = {"persim": "#0072b2", "pooled": "#d55e00", "true-env-mpc": "#009e73", "cloned": "#cc79a7",   # colour-blind safe
           "uniform": "#7f7f7f", "vanilla-cadm": "#e69f00", "pe-ts-cadm": "#a6611a", "e-pets": "#56b4e9", "bcq-p": "#332288",
           "bcq-a": "#8877cc", "cql-p": "#117733", "cql-a": "#66bb88", "morel-p": "#882255", "morel-a": "#cc6688",
-          "persim-bcq-5": "#aa4499", "persim-cql-5": "#999933"}
+          "persim-bcq-5": "#aa4499", "persim-cql-5": "#999933",
+          # unseen agents: by covariates the bluer the more are known, by steps the browner, both
+          "persim-p100": "#08306b", "persim-p50": "#2171b5", "persim-p25": "#4aa0d9", "persim-p10": "#7fb9e6",
+          "persim-k5": "#d95f0e", "persim-k10": "#b2450a", "persim-k25": "#8c2d04", "persim-k100": "#5c1d02",
+          "persim-p10-k10": "#009e73"}
 DASHES = ("", "7 3", "2 3", "9 3 2 3")      # by place, so that lines differ without colour
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 260, 200, 46, 10, 10, 34
 Curves = dict[str, np.ndarray]              # method -> error after 1, 2, ... steps

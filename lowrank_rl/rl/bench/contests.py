@@ -53,8 +53,9 @@ def _opponents(group: Group, agent: int, metric: str) -> list[tuple[str, Cell]]:
     cell = replace(group.first, agent=agent)
     if not cases.METHODS[group.method].learns:
         return [(group.method, cell)]
-    best = published.best_baseline(cell, metric)
-    return [(group.method, cell), *([("persim", replace(cell, method="persim"))] if group.method != "persim" else []),
+    persim, best = published.best_persim(cell, metric), published.best_baseline(cell, metric)
+    whose = "best persim" if cases.unseen(cell.environment, agent) else "persim"
+    return [(group.method, cell), *([(whose, persim)] if persim and group.method != "persim" else []),
             *([("best baseline", best)] if best else [])]
 
 

@@ -7,6 +7,8 @@ from lowrank_rl.rl.bench.tables import Column, Entry, Row, Table, duration
 NOTE = ("Time of one worker: of a cell (prediction error, and acting in the true environment) each agent's mean over seeds; of "
         "training, as its log tells, once per seed for all agents. Data collection, cloned policies and pictures are not "
         "recorded. Where jobs shared a machine these are upper bounds.")
+SHARED = ("Nothing is trained for these agents: PerSim's rows are found within each cell, and the others' training is the test "
+          "agents' told again.")
 
 
 def table(gathered: Gathered) -> Table | None:
@@ -24,8 +26,9 @@ def table(gathered: Gathered) -> Table | None:
             Entry(str(len(group.records))), Entry(duration(total)))))
     columns = (*(Column(f"agent {agent}") for agent in gathered.agents), Column("training a seed"), Column("cells"),
                Column("total"))
+    told = (f"In all {duration(everything)}.", NOTE, *([SHARED] if gathered.unseen else []))
     return Table("costs", "Time of each cell, by method", ("method", "data", ""), columns, tuple(rows),
-                 (f"In all {duration(everything)}.", NOTE), by_data=True) if rows else None
+                 told, by_data=True) if rows else None
 
 
 def training(records: list[Record]) -> list[float]:

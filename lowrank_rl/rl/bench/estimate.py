@@ -34,7 +34,8 @@ def print_list(out: dict[str, Path], work: Work, records: dict[str, dict[Cell, R
 
     def cost(cell: Cell) -> tuple[float, float]:
         count = baselines.budget_of(cell).agents
-        key = (cell.environment, "" if cell.dataset == "none" else count, cell.method)     # whoever logged the data
+        # whoever logged the data
+        key = (cell.environment, "" if cell.dataset == "none" else count, pieces.trained_as(cell).method)
         costs[key] = costs.get(key) or seconds(cell, device)
         return costs[key]
 

@@ -80,6 +80,7 @@ class Gathered:
     agents: list[int]
     groups: list[Group]
     left_out: list[str]
+    unseen: bool = False       # all agents are such as no data come from
 
     @property
     def datasets(self) -> list[str]:
@@ -100,14 +101,16 @@ def gather(environment: Environment, cells: Iterable[Cell], records: dict[Cell, 
     """Records of these cells that belong together.
 
     Raises:
-        ValueError: cells of other environments, or of more than one budget or kind of settings.
+        ValueError: cells of other environments, of more than one budget or kind of settings, or of test agents beside unseen
+            ones.
     """
     asked = list(cells)
     cells = [cell for cell in asked if cell.method in cases.METHODS]
-    kinds = list(dict.fromkeys((cell.environment, cell.budget, cell.settings) for cell in cells))
-    if len(kinds) > 1 or any(kind[0] != environment.name for kind in kinds):
-        raise ValueError(f"cells: expected those of {environment.name} with one budget and settings, got {kinds}; a table "
-                         "never mixes them, so report each on its own")
+    kinds = _kinds(environment, cells)
+    new = [cell for cell in cells if cases.unseen(environment.name, cell.agent)]
+    if new and len(new) < len(cells):
+        raise ValueError(f"cells: expected those of test agents or of unseen ones, got both ({len(cells) - len(new)} and "
+                         f"{len(new)}); a table never mixes them, so gather each on its own")
     _, budget, settings = kinds[0] if kinds else (environment.name, "", "")
     by_group: dict[tuple[str, str], list[tuple[Cell, Record | None]]] = {}
     found = [(cell, records.get(cell)) for cell in cells]
@@ -127,7 +130,29 @@ def gather(environment: Environment, cells: Iterable[Cell], records: dict[Cell, 
     left_out += _elsewhere(environment.name, budget, settings, records) if kinds else []
     failures = [record for record in have if record.status == "failed"]
     return Gathered(budget, settings, len(cells), len(cells) - len(have), failures, sorted({cell.agent for cell in cells}),
-                    groups, left_out)
+                    groups, left_out, bool(new))
+
+
+def by_kind_of_agent(environment: Environment, cells: Iterable[Cell]) -> list[list[Cell]]:
+    """The cells of the test agents, and of the unseen ones where there are any; of the former, too, where there is nothing.
+
+    Raises:
+        ValueError: as ``gather`` for all of them.
+    """
+    cells = list(cells)
+    _kinds(environment, [cell for cell in cells if cell.method in cases.METHODS])
+    new = [cell for cell in cells if cases.unseen(environment.name, cell.agent)]
+    tests = [cell for cell in cells if not cases.unseen(environment.name, cell.agent)]
+    return [some for some in (tests, new) if some] or [[]]
+
+
+def _kinds(environment: Environment, cells: Iterable[Cell]) -> list[tuple[str, str, str]]:
+    """The environment, budget and settings that all have; none of no cells."""
+    kinds = list(dict.fromkeys((cell.environment, cell.budget, cell.settings) for cell in cells))
+    if len(kinds) > 1 or any(kind[0] != environment.name for kind in kinds):
+        raise ValueError(f"cells: expected those of {environment.name} with one budget and settings, got {kinds}; a table "
+                         "never mixes them, so report each on its own")
+    return kinds
 
 
 def _stacked(runs: list[list[float]]) -> Runs:

@@ -45,6 +45,7 @@ def _behind(environment: Environment, gathered: Gathered) -> list[Note]:
                   "where there is one seed or nothing to train, as the paper's for True env+MPC must be. [95 % interval] of a "
                   "mean: Student's, of what its ± is over. n: seeds × episodes each, or seeds.")]
     lines += _efforts(gathered)
+    lines += _newcomers(gathered)
     always = [record for record in have if record.same_action == 1]
     if always:
         lines.append(Note(f"{_named(always)}.", "Always the same action:"))
@@ -97,6 +98,23 @@ def _efforts(gathered: Gathered) -> list[Note]:
     told = ", ".join(f"{method} {' or '.join(map(str, sorted(counts)))}" for method, counts in found.items())
     known = "; the paper's BCQ had 550000" if any("bcq" in method for method in found) else ""
     return [Note(f"Updates of baselines (MOReL: steps of PPO): {told}{known}.")]
+
+
+def _newcomers(gathered: Gathered) -> list[Note]:
+    """How PerSim got the rows of unseen agents."""
+    found = [record for record in gathered.records if cases.METHODS[record.cell.method].unseen]
+    if not found:
+        return []
+    by = "a network, as in the paper" if gathered.settings == "paper" else "fractional polynomials"
+    lines = [Note("No data come from them. PerSim's simulators are the test agents'; rows are found from covariates, known of "
+                  f"so many percent of the training agents (-p10), by {by}; from an agent's own first steps (-k10); or from "
+                  "both.",
+                  "Unseen agents:")]
+    few = [record for record in found if "shown" in record.training
+           and record.training["shown"] < cases.METHODS[record.cell.method].unseen.steps]
+    if few:
+        lines.append(Note(f"{_named(few)}.", "The episode ended before it had shown so many steps:"))
+    return lines
 
 
 def _named(records: Sequence[Record]) -> str:

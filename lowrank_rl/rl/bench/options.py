@@ -22,7 +22,7 @@ class Options:
     env: str | None = None
     """mountaincar, cartpole or halfcheetah; a table, figure or suite without it runs all that it is about"""
     table: int | None = None
-    """run what this table of the paper needs: 1 to 3, 5 to 11, 14 to 16"""
+    """run what this table of the paper needs: 1 to 3, 5 to 16"""
     figure: int | None = None
     """run what this figure of the paper needs: 1, 2, 4 or 5"""
     suite: str | None = None
@@ -34,12 +34,13 @@ class Options:
     methods: tuple[str, ...] | None = None
     """which methods: by default persim, pooled, true-env-mpc, cloned, uniform, as far as these settings have them; baselines
     run when named: vanilla-cadm, pe-ts-cadm, e-pets, bcq-p, bcq-a, cql-p, cql-a, morel-p, morel-a, persim-bcq-5,
-    persim-cql-5"""
+    persim-cql-5; PerSim for unseen agents: persim-p100, -p50, -p25, -p10 (by covariates of so many percent of the training
+    agents), persim-k5, -k10, -k25, -k100 (by so many steps of their own), persim-p10-k10"""
     datasets: tuple[str, ...] | None = None
     """which logged data: random, pure, pure-eps-20, pure-eps-40; by default random for tiny and quick, these four for others;
     random-of-N and pure-of-N are those of the first N agents alone (N 250, 100, 50, 25, 10)"""
     agents: tuple[int, ...] | None = None
-    """which test agents; by default all five"""
+    """which agents: 1 to 5 are the test agents, by default all of them; 6 to 10 are unseen ones, which no data come from"""
     seeds: int | None = None
     """how many repeats; by default the budget's"""
     device: str = "cpu"

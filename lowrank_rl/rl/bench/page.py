@@ -19,6 +19,7 @@ PICTURES = {     # what a picture shows, by the end of its name, in the order of
     "trajectories": "Predicted against true states of one test episode of each agent; the band spans all members",
     "error": "Error after 1, 2, ... predicted steps",
     "scarcity": "Return by how many agents were logged: ours with the deviation over seeds, the paper's dashed",
+    "adaptation": "Error for unseen agents by how many of their own first steps were shown; lines: what was shown no steps",
     "latent": "Learned agent rows, flattened by PCA and t-SNE and coloured by covariates that training never saw",
 }
 FAILURES = 50    # shown with their messages
@@ -39,19 +40,17 @@ def save(path: Path, report: Report, pictures: Iterable[Path] = (), cards: Itera
 
 def page(report: Report, pictures: Iterable[Path] = (), cards: Iterable[str] = ()) -> str:
     """The page's text."""
-    gathered, by_place = report.gathered, _sorted(report, pictures)
+    gathered, by_place, parts = report.gathered, _sorted(report, pictures), report.parts
     title = (f"{NAMES.get(report.environment.name, report.environment.name)}: budget {gathered.budget or 'none'}, settings "
              f"{gathered.settings or 'none'}")
-    sections = [("counts", "Better and worse", _counts(report)),
-                *((f"data-{name}", f"Data: {name}", _dataset(report, name, by_place.pop(name, [])))
-                  for name in gathered.datasets or ["none"]),
-                ("costs", "What it cost", _tables(report, ["costs"])),
-                ("pictures", "More pictures", [part for those in by_place.values() for part in map(_picture, those)]),
-                ("failures", "Failed cells", _failures(report)),
-                ("cards", "The data sets", [f"<pre>{escape(card)}</pre>" for card in cards]),
-                ("notes", "Notes", _notes(report))]
-    sections = [(key, name, parts) for key, name, parts in sections if parts]
-    methods = list(dict.fromkeys(group.method for group in gathered.groups))
+    sections = [section for part in parts for section in _sections(part, by_place)]
+    sections += [("costs", "What it cost", [line for part in parts for line in _tables(part, ["costs"])]),
+                 ("pictures", "More pictures", [line for those in by_place.values() for line in map(_picture, those)]),
+                 ("failures", "Failed cells", _failures(report)),
+                 ("cards", "The data sets", [f"<pre>{escape(card)}</pre>" for card in cards]),
+                 ("notes", "Notes", _notes(report))]
+    sections = [(key, name, lines) for key, name, lines in sections if lines]
+    methods = list(dict.fromkeys(group.method for part in parts for group in part.gathered.groups))
     links = "".join(f'<li><a href="#{key}">{escape(name)}</a></li>' for key, name, _ in sections)
     lines = [
         '<!DOCTYPE html>', '<html lang="en">', '<head>', '<meta charset="utf-8">',
@@ -63,15 +62,32 @@ def page(report: Report, pictures: Iterable[Path] = (), cards: Iterable[str] = (
         '<a class="skip" href="#main">Skip to the tables</a>',
         f'<header><h1>{escape(title)}</h1>', *_head(report), '</header>',
         f'<nav aria-label="Sections"><ul>{links}</ul></nav>', '<main id="main">',
-        *(line for key, name, parts in sections
-          for line in (f'<section aria-labelledby="{key}"><h2 id="{key}">{escape(name)}</h2>', *parts, "</section>")),
+        *(line for key, name, inner in sections
+          for line in (f'<section aria-labelledby="{key}"><h2 id="{key}">{escape(name)}</h2>', *inner, "</section>")),
         '</main>', '</body>', '</html>']
     return "\n".join(lines) + "\n"
 
 
+def _sections(part: Report, by_place: dict[tuple[str, str], list[Path]]) -> list[tuple[str, str, list[str]]]:
+    """Of one kind of agents: (key, name, lines); the pictures in them are taken out of ``by_place``."""
+    mark = _mark(part)
+    names = ("Unseen agents: better and worse", "Unseen agents, data: ") if mark else ("Better and worse", "Data: ")
+    return [(f"{mark}counts", names[0], _counts(part)),
+            *((f"{mark}data-{name}", f"{names[1]}{name}", _dataset(part, name, by_place.pop((mark, name), [])))
+              for name in part.gathered.datasets or ["none"])]
+
+
+def _mark(part: Report) -> str:
+    """What the keys of its sections and tables begin with."""
+    return "unseen-" if part.gathered.unseen else ""
+
+
 def _head(report: Report) -> list[str]:
     """What this is, how to read it, and what it was made with."""
-    have = report.gathered.records
+    parts = report.parts
+    have = [record for part in parts for record in part.gathered.records]
+    failed, missing = (sum(counts) for counts in zip(*(
+        (len(part.gathered.failures), part.gathered.missing) for part in parts), strict=True))
     lines = [
         '<p class="lead">Personal simulators and policies learned from one logged trajectory of each agent: our runs of the '
         'experiments of PerSim (NeurIPS 2021) beside the published numbers, drawn from the records of finished cells.</p>',
@@ -81,12 +97,13 @@ def _head(report: Report) -> list[str]:
             MARKS.items(), ("better than the paper's number,", "equal within an interval,", "worse."), strict=True))
         + ' <strong>Bold</strong>: the best of our methods, or within an interval of it. <span>*</span>: suspect in the paper, '
           'said why under the table. Shaded rows are the paper’s.</p>']
-    cells = [f"{len(have)} done", *([f"{len(report.gathered.failures)} failed"] if report.gathered.failures else []),
-             *([f"{report.gathered.missing} not run"] if report.gathered.missing else [])]
-    agents = "; ".join(f"{column.name}: {column.words}" for column in _agents(report))
-    facts = [("cells", ", ".join(cells)), ("test agents", agents), ("commit", ", ".join(notes.commits(have))),
+    cells = [f"{len(have)} done", *([f"{failed} failed"] if failed else []), *([f"{missing} not run"] if missing else [])]
+    agents = [("unseen agents" if part.gathered.unseen else "test agents",
+               "; ".join(f"{column.name}: {column.words}" for column in _agents(part))) for part in parts]
+    facts = [("cells", ", ".join(cells)), *agents, ("commit", ", ".join(notes.commits(have))),
              ("versions", ", ".join(notes.versions(have))), ("machine", ", ".join(notes.devices(have)))]
-    lines += [f'<p class="alert">{escape(f"{note.lead} {note.text}")}</p>' for note in report.notes if note.alarm]
+    lines += [f'<p class="alert">{escape(f"{note.lead} {note.text}")}</p>' for part in parts for note in part.notes
+              if note.alarm]
     return [*lines, "<dl>", *(f"<dt>{name}</dt><dd>{escape(words)}</dd>" for name, words in facts if words), "</dl>"]
 
 
@@ -114,10 +131,11 @@ def _dataset(report: Report, dataset: str, pictures: Sequence[Path]) -> list[str
         table = report.table(key)
         rows = [row for row in table.rows if row.labels[1] in (dataset, "none")] if table else []
         if rows:
-            where = published.table_of(report.environment.name, dataset, key) if key != "middles" else None
+            where = published.table_of(report.environment.name, dataset, key, report.gathered.unseen) if key != "middles" else \
+                None
             paper = f", as in the paper's Table {where}" if where else ""
             title = f"{table.title}, {dataset} data{paper}"
-            lines += _table(table, rows, f"{dataset}-{key}", title, labels=(0, 2))
+            lines += _table(table, rows, f"{_mark(report)}{dataset}-{key}", title, labels=(0, 2))
     found = charts.curves(report.gathered, dataset)
     agents = dict(zip(report.gathered.agents, _agents(report), strict=True))
     drawn = charts.panels(found, {agent: f"{c.name}: {c.words}" for agent, c in agents.items()}, f"Error, {dataset} data")
@@ -138,7 +156,7 @@ def _tables(report: Report, keys: Sequence[str]) -> list[str]:
         table = report.table(key)
         if table:
             shown = tuple(i for i in range(len(table.labels)) if any(row.labels[i] for row in table.rows))
-            lines += _table(table, table.rows, key, table.title, shown)
+            lines += _table(table, table.rows, f"{_mark(report)}{key}", table.title, shown)
     return lines
 
 
@@ -196,15 +214,15 @@ def _hidden(words: str) -> str:
     return f'<span class="hidden">{escape(words)}</span>'
 
 
-def _sorted(report: Report, pictures: Iterable[Path]) -> dict[str, list[Path]]:
-    """By data set, those of none of the report's last; in the order of PICTURES, then by name."""
+def _sorted(report: Report, pictures: Iterable[Path]) -> dict[tuple[str, str], list[Path]]:
+    """By kind of agents and data set, those of none of the report's last; in the order of PICTURES, then by name."""
     order = list(PICTURES)
-    found: dict[str, list[Path]] = {}
+    found: dict[tuple[str, str], list[Path]] = {}
     for path in sorted(set(pictures), key=lambda path: ((*order, _kind(path)).index(_kind(path)), path)):
-        gathered = report.gathered
-        mine = [name for name in gathered.datasets
-                if path.stem.startswith(f"{report.environment.name}-{name}-{gathered.budget}-{gathered.settings}-")]
-        found.setdefault(mine[0] if mine else "", []).append(path)
+        mine = [(_mark(part), name) for part in report.parts for name in part.gathered.datasets
+                if bool(_mark(part)) == (_kind(path) == "adaptation") and path.stem.startswith(
+                    f"{report.environment.name}-{name}-{part.gathered.budget}-{part.gathered.settings}-")]
+        found.setdefault(mine[0] if mine else ("", ""), []).append(path)
     return found
 
 
@@ -228,13 +246,14 @@ def _picture(path: Path) -> str:
 
 
 def _failures(report: Report) -> list[str]:
+    failures = [record for part in report.parts for record in part.gathered.failures]
     lines = [f"<details><summary>{escape(f'{record.cell}: {notes.last_line(record)}')}</summary>"
-             f"<pre>{escape(record.message)}</pre></details>" for record in report.gathered.failures[:FAILURES]]
-    more = len(report.gathered.failures) - FAILURES
+             f"<pre>{escape(record.message)}</pre></details>" for record in failures[:FAILURES]]
+    more = len(failures) - FAILURES
     return lines + ([f"<p>And {of(more, 'more cell')}; records.jsonl has their messages.</p>"] if more > 0 else [])
 
 
 def _notes(report: Report) -> list[str]:
-    told = [f"<li>{f'<b>{escape(note.lead)}</b> ' if note.lead else ''}{escape(note.text)}</li>" for note in report.notes
-            if not note.text.startswith("FAILED")]
+    told = [f"<li>{f'<b>{escape(note.lead)}</b> ' if note.lead else ''}{escape(note.text)}</li>"
+            for part in report.parts for note in part.notes if not note.text.startswith("FAILED")]
     return ['<ul class="notes">', *told, "</ul>"] if told else []

@@ -14,7 +14,7 @@ import numpy as np
 
 from lowrank_rl.rl import data
 from lowrank_rl.rl.behaviour.trained import fingerprint
-from lowrank_rl.rl.bench import baselines, cases, versions
+from lowrank_rl.rl.bench import baselines, cases, newcomers, versions
 from lowrank_rl.rl.bench.store import Cell
 from lowrank_rl.rl.contracts import DynamicsModel
 from lowrank_rl.rl.models.persim import PerSim, PerSimConfig
@@ -32,6 +32,7 @@ def data_path(out: Path, cell: Cell) -> Path:
 
 def model_path(out: Path, cell: Cell) -> Path:
     """Named by what it is and a hash of every setting and of its code's version, so that changed ones train anew."""
+    cell = trained_as(cell)
     config, simulator, raised = asdict(learning(cell)), simulator_of(cell), versions.trained(cell)
     whence = [data_path(out, cell).name, *([settings_of(simulator)] if simulator else []), *([raised] if raised else [])]
     digest = hashlib.blake2b(json.dumps([config, *whence]).encode(), digest_size=4).hexdigest()
@@ -80,6 +81,11 @@ def simulator_of(cell: Cell) -> Cell | None:
     return replace(cell, method="persim") if cases.METHODS[cell.method].flown else None
 
 
+def trained_as(cell: Cell) -> Cell:
+    """The cell whose training it shares: PerSim's, of methods that only add rows for unseen agents to its simulators."""
+    return replace(cell, method="persim") if cases.METHODS[cell.method].unseen else cell
+
+
 def _loggers(cell: Cell) -> str:
     """Which trained policies logged the data; nothing for random data."""
     if cases.DATASETS[cell.dataset].behaviour == "random":
@@ -107,6 +113,8 @@ def settings_of(cell: Cell) -> dict:
             settings["planning"]["particles"] = baselines.particles(cell)
         if (cell.settings, cell.environment) in cases.FROM_MEAN:
             settings["planning"]["members"] = "start each step from their mean"
+    if cases.unseen(cell.environment, cell.agent):
+        settings["unseen"] = newcomers.settings(cell)
     if versions.recorded(cell):
         settings["code"] = versions.recorded(cell)
     return json.loads(json.dumps(settings))

@@ -13,9 +13,10 @@ from threadpoolctl import threadpool_limits
 
 from lowrank_rl.rl.bench import baselines, cases, pieces
 from lowrank_rl.rl.bench.charts import COLORS
-from lowrank_rl.rl.bench.gather import gather
+from lowrank_rl.rl.bench.gather import by_kind_of_agent, gather
 from lowrank_rl.rl.bench.published import paper
 from lowrank_rl.rl.bench.store import Cell, Record
+from lowrank_rl.rl.bench.tables import plain
 from lowrank_rl.rl.contracts import Environment
 
 mpl.use("Agg")
@@ -24,9 +25,20 @@ SHOWN = {"halfcheetah": (0, 2, 8, 10)}    # state dimensions of the trajectory p
 
 def draw_all(out: Path, environment: Environment, cells: Iterable[Cell], records: dict[Cell, Record]) -> list[Path]:
     """Draw whatever the finished cells allow, from the same records as the tables; the files written."""
-    cells = list(cells)
-    shown = {record.cell for record in gather(environment, cells, records).records}
-    done = [cell for cell in cells if cell in shown]
+    done, new = [], []
+    for some in by_kind_of_agent(environment, cells):
+        gathered = gather(environment, some, records)
+        shown = {record.cell for record in gathered.records}
+        (new if gathered.unseen else done).extend(cell for cell in some if cell in shown)
+    paths = _of_test_agents(out, environment, done, records)
+    for dataset in dict.fromkeys(cell.dataset for cell in new):
+        mine = [cell for cell in new if cell.dataset == dataset and records[cell].rmse is not None]
+        if any(_shown(cell.method) for cell in mine):
+            paths.append(adaptation(out, environment, mine, records))
+    return paths
+
+
+def _of_test_agents(out: Path, environment: Environment, done: list[Cell], records: dict[Cell, Record]) -> list[Path]:
     earliest = min((cell.seed for cell in done), default=0)
     first = [cell for cell in done if cell.seed == earliest]
     paths = []
@@ -193,6 +205,46 @@ def scarcity(out: Path, environment: Environment, cells: list[Cell], records: di
     return _save(figure, out / f"{_stem(replace(cells[0], dataset=behaviour))}-scarcity.png")
 
 
+def adaptation(out: Path, environment: Environment, cells: list[Cell], records: dict[Cell, Record]) -> Path:
+    """50-step error for unseen agents by how many of their own steps PerSim was shown, every seed a dot, the mean a line; a
+    horizontal line for each method that was shown none."""
+    agents = sorted({cell.agent for cell in cells})
+    figure, axes = plt.subplots(1, len(agents), figsize=(2.7 * len(agents) + 0.6, 3.4), sharey=True, squeeze=False,
+                                layout="constrained")
+    counts = sorted({_shown(cell.method) for cell in cells} - {0})
+    for agent, axis in zip(agents, axes[0], strict=True):
+        errors = {method: [records[cell].rmse for cell in mine] for (method, number), mine in _by_place(cells).items()
+                  if number == agent}
+        alone, both = ({cases.METHODS[method].unseen.steps: those for method, those in errors.items() if _shown(method)
+                        and bool(cases.METHODS[method].unseen.fraction) == known} for known in (False, True))
+        for words, found, color, mark in (("own steps", alone, "black", "o"),
+                                          ("own steps and covariates", both, COLORS["persim-p10-k10"], "D")):
+            if found:
+                axis.plot(sorted(found), [np.mean(found[count]) for count in sorted(found)], color=color, marker=mark,
+                          markersize=4, label=words)
+                axis.plot(*np.transpose([(count, error) for count, those in found.items() for error in those]), ".",
+                          color=color, alpha=0.5, markersize=4)
+        for i, (method, those) in enumerate((name, those) for name, those in errors.items() if not _shown(name)):
+            axis.axhline(np.mean(those), color=COLORS[method], linestyle=("--", ":", "-.")[i % 3], linewidth=1.2, label=method)
+        axis.set_title(_agent(environment, agent), fontsize=9)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xticks(counts, [str(count) for count in counts])
+        axis.xaxis.set_minor_locator(plt.NullLocator())
+        axis.set_xlabel("own steps shown", fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("RMSE over 50 steps, units of the state", fontsize=9)
+    _legend(figure, axes)
+    figure.suptitle(f"{environment.name}: unseen agents, {cells[0].dataset} data", fontsize=11)
+    return _save(figure, out / f"{_stem(cells[0])}-adaptation.png")
+
+
+def _shown(method: str) -> int:
+    """How many of an unseen agent's own steps a method is shown at most."""
+    way = cases.METHODS[method].unseen
+    return way.steps or 0 if way else 0
+
+
 def _by_place(cells: Iterable[Cell]) -> dict[tuple[str, int], list[Cell]]:
     """(method, agent) -> its cells, in the order given."""
     found: dict[tuple[str, int], list[Cell]] = {}
@@ -202,8 +254,8 @@ def _by_place(cells: Iterable[Cell]) -> dict[tuple[str, int], list[Cell]]:
 
 
 def _agent(environment: Environment, agent: int) -> str:
-    values = environment.test_agents[agent - 1]
-    return f"agent {agent}\n" + ", ".join(f"{k} {v:g}" for k, v in zip(environment.covariate_names, values, strict=True))
+    values = cases.covariates(environment.name, agent)
+    return f"agent {agent}\n" + ", ".join(f"{k} {plain(v)}" for k, v in zip(environment.covariate_names, values, strict=True))
 
 
 def _legend(figure: plt.Figure, axes: np.ndarray) -> None:

@@ -8,12 +8,12 @@ import numpy as np
 
 from lowrank_rl import rng
 from lowrank_rl.rl.bench import cases, contests, costs, notes, published
-from lowrank_rl.rl.bench.gather import Gathered, Group, gather
+from lowrank_rl.rl.bench.gather import Gathered, Group, by_kind_of_agent, gather
 from lowrank_rl.rl.bench.published import paper
 from lowrank_rl.rl.bench.scores import Scale, scales
 from lowrank_rl.rl.bench.statistics import Runs, finite, iqm, iqm_interval, mean_interval, mean_sd
 from lowrank_rl.rl.bench.store import Cell, Record
-from lowrank_rl.rl.bench.tables import Column, Entry, Row, Table, interval, markdown, number
+from lowrank_rl.rl.bench.tables import Column, Entry, Row, Table, interval, markdown, number, plain
 from lowrank_rl.rl.contracts import Environment
 
 LABELS = ("method", "data", "")
@@ -25,39 +25,56 @@ LIMITS = {"rmse": (0.0, np.inf), "r2_median": (-np.inf, 1.0)}     # that an inte
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report says, before it is set in Markdown or HTML."""
+    """All that a report says of one kind of agents, and then of the other, before it is set in Markdown or HTML."""
     environment: Environment
     gathered: Gathered
     tables: tuple[Table, ...]
     notes: tuple[notes.Note, ...]
+    rest: "Report | None" = None     # the same of unseen agents, where this is of test agents
+
+    @property
+    def parts(self) -> list["Report"]:
+        """This, and the rest."""
+        return [self, *([self.rest] if self.rest else [])]
 
     def table(self, key: str) -> Table | None:
         return next((table for table in self.tables if table.key == key), None)
 
 
 def build(environment: Environment, cells: Iterable[Cell], records: dict[Cell, Record]) -> Report:
-    """Tables and notes of the cells' records, which are of one budget and settings.
+    """Tables and notes of the cells' records, which are of one budget and settings; unseen agents have tables of their own.
 
     Raises:
         ValueError: cells of more than one budget or settings, or of another environment.
     """
+    first, *more = (_part(environment, some, records) for some in by_kind_of_agent(environment, cells))
+    if more:      # what is said above is not said again
+        more = [replace(part, notes=tuple(note for note in part.notes if note not in first.notes)) for part in more]
+    return replace(first, rest=more[0]) if more else first
+
+
+def _part(environment: Environment, cells: list[Cell], records: dict[Cell, Record]) -> Report:
     gathered = gather(environment, cells, records)
     places = contests.leaders(gathered)
     found = [_beside_the_paper("reward", environment, gathered, places), _middles_and_scores(environment, gathered),
              _beside_the_paper("rmse", environment, gathered, contests.leaders(gathered, "rmse")),
              _beside_the_paper("r2_median", environment, gathered, contests.leaders(gathered, "r2_median")),
              contests.wins(gathered), contests.ranks(places), costs.table(gathered)]
-    return Report(environment, gathered, tuple(table for table in found if table), tuple(notes.notes(environment, gathered)))
+    tables = [table for table in found if table]
+    if gathered.unseen:
+        tables = [replace(table, title=f"Unseen agents: {table.title[0].lower()}{table.title[1:]}") for table in tables]
+    return Report(environment, gathered, tuple(tables), tuple(notes.notes(environment, gathered)))
 
 
 def tables_text(report: Report) -> str:
     """Markdown: returns and prediction errors, ours beside the paper's, for every data set among the cells; wins; costs."""
-    return "\n".join(line for table in report.tables for line in markdown(table))
+    return "\n".join(line for part in report.parts for table in part.tables for line in markdown(table))
 
 
 def notes_text(report: Report) -> str:
     """What stands behind the numbers: repeats, episodes, cut episodes, commit, versions, what failed, what was left out."""
-    return "\n\n".join(f"**{note.lead}** {note.text}" if note.lead else note.text for note in report.notes)
+    return "\n\n".join(f"**{note.lead}** {note.text}" if note.lead else note.text
+                       for part in report.parts for note in part.notes)
 
 
 def _beside_the_paper(metric: str, environment: Environment, gathered: Gathered,
@@ -76,7 +93,7 @@ def _beside_the_paper(metric: str, environment: Environment, gathered: Gathered,
         return None
     for dataset in [*gathered.datasets, "none"]:     # the rest of the paper's table
         run = {group.method for group in gathered.groups if group.dataset == dataset}
-        for method in published.published_methods(environment.name, dataset, metric):
+        for method in published.published_methods(environment.name, dataset, metric, gathered.unseen):
             if method not in run:
                 cell = Cell(environment.name, dataset, method, 1, 0, gathered.settings, gathered.budget)
                 rows += _papers_rows(cell, metric, gathered.agents, "unrun")
@@ -198,6 +215,6 @@ def _middle(strata: Sequence[Runs], words: Callable[[float], str], *name: object
 
 def _columns(environment: Environment, agents: Sequence[int]) -> tuple[Column, ...]:
     def words(agent: int) -> list[str]:
-        return [f"{x:g}" for x in environment.test_agents[agent - 1]]
+        return [plain(x) for x in cases.covariates(environment.name, agent)]
     return tuple(Column(f"agent {agent}", ", ".join(words(agent)), ", ".join(
         f"{name} {x}" for name, x in zip(environment.covariate_names, words(agent), strict=True))) for agent in agents)

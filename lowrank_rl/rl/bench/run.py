@@ -13,7 +13,7 @@ import torch
 from lowrank_rl.files import whole
 from lowrank_rl.rl import data, evaluate
 from lowrank_rl.rl.behaviour.trained import tester
-from lowrank_rl.rl.bench import baselines, cases, pieces
+from lowrank_rl.rl.bench import baselines, cases, newcomers, pieces
 from lowrank_rl.rl.bench.store import Cell, Record
 from lowrank_rl.rl.bench.train import Say
 from lowrank_rl.rl.contracts import DynamicsModel
@@ -26,28 +26,27 @@ def run_cell(out: Path, cell: Cell, device: str, say: Say) -> Record:
     started = time.monotonic()
     environment, budget = cases.ENVIRONMENTS[cell.environment], baselines.budget_of(cell)
     method = cases.METHODS[cell.method]
-    covariates = data.agents(environment, budget.agents, seed=cell.seed)
-    number = cell.agent - 1
+    covariates, number = newcomers.everybody(cell)
     model: DynamicsModel | None = None
     results: dict = {}
-    guide = pieces.load_clone(out, cell) if pieces.clones(cell) else None
+    guide = newcomers.piloted(cell, pieces.load_clone(out, cell)) if pieces.clones(cell) else None
     if pieces.simulates(cell):
-        model = pieces.load_model(out, cell)
+        model, found = newcomers.simulated(cell, pieces.load_model(out, cell))
         model.module.to(device)
         trained = model.history[-1] if method.baseline else {**model.cp.history_[-1], "stopped": model.cp.stopped_}
         say("prediction error", 0.0)
-        error = evaluate.prediction_error(environment, model, covariates, [number], tester(environment, budget.agents),
+        error = evaluate.prediction_error(environment, model, covariates, [number], tester(environment, len(covariates)),
                                           episodes=budget.error_episodes, seed=cell.seed)[number]
         _save_trace(pieces.trace_path(out, cell), error)
         results |= {"rmse": error.rmse, "r2": error.r2, "error_episodes": error.episodes,
                     "error_by_step": [None if np.isnan(x) else float(x) for x in error.by_step],
-                    "training": trained}
+                    "training": found or trained}
         model = baselines.planned(cell, model)
     elif method.plans:
         model = TrueEnv(environment, covariates)
     policy = guide or Uniform(environment.actions)
     if pieces.acts(cell):
-        policy = pieces.load_policy(out, cell)
+        policy = newcomers.learned(cell, pieces.load_policy(out, cell))
         *history, last = policy.history
         results["training"] = {**history[-1], "curve": {at: found[str(number)] for at, found in last["curve"].items()
                                                         if str(number) in found}}

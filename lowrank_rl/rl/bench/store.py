@@ -23,7 +23,7 @@ class Cell:
     environment: str
     dataset: str       # "none" for methods that learn nothing
     method: str
-    agent: int         # 1..5, as in the paper's tables
+    agent: int         # 1..5, as in the paper's tables; from 6 on those that no data come from (cases.UNSEEN)
     seed: int
     settings: str      # "best" or "paper"
     budget: str        # "tiny", "quick", "small" or "paper"

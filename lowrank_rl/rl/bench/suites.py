@@ -12,7 +12,7 @@ from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.bench.options import Options
 from lowrank_rl.rl.bench.store import Cell
 
-ALL = (1, 2, 3, 4, 5)
+ALL, NEW = (1, 2, 3, 4, 5), (6, 7, 8, 9, 10)     # test agents, and those that no data come from
 SIMULATORS = ("persim", "vanilla-cadm", "pe-ts-cadm")
 POLICIES = ("bcq-p", "bcq-a", "cql-p", "cql-a", "morel-p", "morel-a")
 SYNTHETIC = ("bcq-p", "bcq-a", "persim-bcq-5", "cql-p", "cql-a", "persim-cql-5")
@@ -40,6 +40,9 @@ def _of(behaviour: str, counts: Iterable[int]) -> tuple[str, ...]:
 SHORT = {"mountaincar": (1, 4, 5), "cartpole": (1, 4, 5), "halfcheetah": (1, 2, 3)}     # columns of Tables 1 and 2
 FEW = (*SIMULATORS, "bcq-p")
 SCARCE = {"mountaincar": "random", "cartpole": "pure", "halfcheetah": "random"}     # what acted in Tables 14 to 16
+WAYS = tuple(name for name, method in cases.METHODS.items() if method.unseen)
+KNOWN = tuple(name for name in WAYS if not cases.METHODS[name].unseen.steps)      # by covariates alone, as in Tables 12 and 13
+LOGGED = ("random", "pure")                                                        # the data of these tables
 RETURNS = (*SIMULATORS, *POLICIES, "true-env-mpc")
 TABLES = {
     1: Suite(SHORT, SIMULATORS),
@@ -48,6 +51,8 @@ TABLES = {
     5: Suite(_everywhere(), ("persim",), seeds=1, stage="logged"),
     **{number: Suite({name: ALL}, SIMULATORS) for number, name in enumerate(cases.ENVIRONMENTS, start=6)},
     **{number: Suite({name: ALL}, RETURNS) for number, name in enumerate(cases.ENVIRONMENTS, start=9)},
+    12: Suite({"mountaincar": NEW}, (*KNOWN, "vanilla-cadm", "pe-ts-cadm"), LOGGED),
+    13: Suite({"mountaincar": NEW}, (*KNOWN, *FEW[1:]), LOGGED),
     **{number: Suite({name: ALL}, FEW, _of(SCARCE[name], cases.SCARCE[:-1]))
        for number, name in enumerate(cases.ENVIRONMENTS, start=14)},
 }
@@ -65,7 +70,6 @@ SUITES = ("paper", "all")
 WITHOUT = {
     ("table", 4): "the ranges of the agents' parameters, which the environments know (lowrank_rl/rl/envs)",
     ("figure", 3): "the networks, a drawing",
-    **{("table", number): "unseen agents, which benchmarks/unseen.py runs (docs/unseen.md)" for number in (12, 13)},
 }
 
 
@@ -116,18 +120,33 @@ def _suites(options: Options) -> list[tuple[Suite, str]]:
     if options.suite == "paper":
         return [(suite, "the paper") for suite in (*TABLES.values(), *FIGURES.values())]
     methods = cases.METHODS
-    return [(Suite(_everywhere(), tuple(name for name in methods if not methods[name].flown)), "suite all"),
+    return [(Suite(_everywhere(), tuple(name for name in methods if not (methods[name].flown or methods[name].unseen))),
+             "suite all"),
             (Suite(_everywhere(), tuple(name for name in methods if methods[name].flown), ("random",)), "suite all"),
             *((Suite({name: ALL}, (*FEW, "e-pets"), _of(behaviour, cases.SCARCE)), "suite all")
-              for name, behaviour in SCARCE.items())]
+              for name, behaviour in SCARCE.items()),
+            (TABLES[13], "suite all"), (Suite(_everywhere(NEW), (*WAYS, "true-env-mpc"), LOGGED), "suite all")]
 
 
 def _named(options: Options) -> Suite:
-    """No suite: the methods and data that were named, or what runs by default."""
-    methods = options.methods or cases.methods(options.settings, options.env, baselines=False)
+    """No suite: the methods, data and agents that were named, or what runs by default."""
+    methods = options.methods or _default_methods(options)
     logged = tuple(cases.BEHAVIOUR) if options.budget in ("small", "paper") else ("random",)
-    tests = len(cases.ENVIRONMENTS[options.env].test_agents)
-    return Suite({options.env: options.agents or tuple(range(1, tests + 1))}, methods, options.datasets or logged)
+    return Suite({options.env: options.agents or _default_agents(options.env, methods)}, methods, options.datasets or logged)
+
+
+def _default_methods(options: Options) -> tuple[str, ...]:
+    """What runs for test agents without being named, and what for unseen ones that were named."""
+    found = cases.methods(options.settings, options.env, baselines=False)
+    return (*found, *WAYS) if any(agent in NEW for agent in options.agents or ()) else found
+
+
+def _default_agents(environment: str, methods: Iterable[str]) -> tuple[int, ...]:
+    """The test agents, and the unseen ones where a method is for these alone."""
+    known = [name for name in methods if name in cases.METHODS]
+    tests = any(not cases.METHODS[name].unseen for name in known) or not known
+    return (*(cases.agents(environment, unseen=False) if tests else ()),
+            *(cases.agents(environment, unseen=True) if any(name in WAYS for name in known) else ()))
 
 
 def _places(suite: Suite, options: Options, what: str) -> dict[str, tuple[int, ...]]:
@@ -143,25 +162,48 @@ def _places(suite: Suite, options: Options, what: str) -> dict[str, tuple[int, .
 def _cells(suite: Suite, environment: str, agents: tuple[int, ...], options: Options, what: str) -> list[Cell]:
     """Of one environment, narrowed to what was named."""
     able = cases.methods(options.settings, environment)
-    tests = range(1, len(cases.ENVIRONMENTS[environment].test_agents) + 1)
+    everyone = (*cases.agents(environment, unseen=False), *cases.agents(environment, unseen=True))
     _check_named("method", options.methods, suite.methods if what else able, options, what)
     _check_named("data set", options.datasets, suite.datasets if what else cases.DATASETS, options, what)
-    _check_named("agent", options.agents, agents if what else tests, options, what)
+    _check_named("agent", options.agents, agents if what else everyone, options, what)
+    if not what:
+        _check_served(options)
     methods = [name for name in suite.methods if name in able and name in (options.methods or able)]
     datasets = [name for name in suite.datasets if name in (options.datasets or suite.datasets)]
     agents = tuple(agent for agent in agents if agent in (options.agents or agents))
     seeds = options.seeds or suite.seeds or cases.BUDGETS[options.budget, environment].seeds
     cell = Cell(environment, "", "", 0, 0, options.settings, options.budget)
     found = [replace(cell, dataset=dataset if cases.METHODS[method].learns else "none", method=method, agent=agent, seed=seed)
-             for dataset in datasets for method in methods for seed in range(seeds) for agent in agents]
+             for dataset in datasets for method in methods for seed in range(seeds) for agent in agents
+             if _runs(method, environment, agent, options, what)]
     if suite.stage != "cells":     # agents share these
         return [one for one in found if one.agent == found[0].agent]
     return found
 
 
+def _runs(method: str, environment: str, agent: int, options: Options, what: str) -> bool:
+    """Whether a method can act for an agent; unasked, only those for unseen agents alone do so for these."""
+    unseen = cases.unseen(environment, agent)
+    asked = what or options.agents or not unseen or cases.METHODS[method].unseen
+    return cases.serves(method, unseen) and bool(asked)
+
+
+def _check_served(options: Options) -> None:
+    """Refuse a method and an agent that were both named and do not go together."""
+    for method in options.methods or ():
+        for agent in options.agents or ():
+            unseen = cases.unseen(options.env, agent)
+            if not cases.serves(method, unseen):
+                others = ", ".join(name for name in cases.methods(options.settings, options.env) if cases.serves(name, unseen))
+                why = "it needs the agent's own logs" if unseen else "it is for agents that no data come from"
+                raise ValueError(f"agent {agent} of {method}: expected one of "
+                                 f"{', '.join(map(str, cases.agents(options.env, not unseen)))}, since {why}; for this agent "
+                                 f"there are {others}")
+
+
 def _check_named(what: str, named: tuple | None, known: Iterable, options: Options, whose: str) -> None:
     """Refuse a name that is unknown; a suite of many tables may lack it in some."""
     if options.suite:
-        known = {"method": cases.METHODS, "data set": cases.DATASETS, "agent": ALL}[what]
+        known = {"method": cases.METHODS, "data set": cases.DATASETS, "agent": (*ALL, *NEW)}[what]
     for name in named or ():
         check.known(f"{what} of {whose}" if whose and not options.suite else what, name, known)

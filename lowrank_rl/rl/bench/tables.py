@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -81,6 +83,11 @@ def number(mean: float, spread: float | None = None) -> str:
     size = abs(mean)
     text = f"{mean:{'.0f' if size >= 1000 else '.4g' if size >= 1 else '.3f' if size >= 0.0995 else '.2g'}}"
     return text if spread is None else f"{text} ± {spread:{'.0f' if spread >= 99.5 else '.2g'}}"
+
+
+def plain(x: float) -> str:
+    """A covariate, without an exponent and without idle zeros."""
+    return np.format_float_positional(x, trim="-")
 
 
 def interval(around: tuple[float, float] | None) -> str:

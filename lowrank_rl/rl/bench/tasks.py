@@ -1,7 +1,7 @@
 """Cells -> the tasks that make them: data, then cloned policies, then training, then cells; what is shared is done once.
 
 Shards are parts of them for machines that share nothing. A unit is what hangs together by training (the five agents of a
-method; PerSim and whatever flies in its simulators) and is never cut, so that nothing is trained twice; only data, and
+method; PerSim and whatever uses its simulators) and is never cut, so that nothing is trained twice; only data, and
 HalfCheetah's cloned policies, may be made in several shards.
 """
 
@@ -54,6 +54,7 @@ def _logged(out: dict[str, Path], cell: Cell, shared: dict[str, Task]) -> str:
 
 def _trained(out: dict[str, Path], cell: Cell, device: str, shared: dict[str, Task]) -> str:
     """The name of the task that trains it, which is among the shared ones then, behind those that it needs."""
+    cell = pieces.trained_as(cell)
     name = f"train {cell.environment}/{cell.dataset}/{cell.method}/seed {cell.seed}"
     if name not in shared:
         needs = {_logged(out, cell, shared), *(_trained(out, other, device, shared) for other in _before(cell))}
@@ -94,4 +95,5 @@ def _unit(cell: Cell) -> tuple:
     """What must stay together; cells that learn nothing stand alone."""
     if not cases.METHODS[cell.method].learns:
         return cell.environment, cell.method, cell.agent, cell.seed
-    return cell.environment, cell.dataset, "persim" if pieces.simulator_of(cell) else cell.method, cell.seed
+    trained = pieces.simulator_of(cell) or pieces.trained_as(cell)
+    return cell.environment, cell.dataset, trained.method, cell.seed

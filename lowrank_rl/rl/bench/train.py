@@ -39,6 +39,7 @@ def make_data(out: Path, cell: Cell, say: Say) -> None:
 
 def train(out: Path, cell: Cell, device: str, say: Say) -> None:
     """Train what a cell needs and shares with all its agents: simulators, a cloned policy, or both."""
+    cell = pieces.trained_as(cell)
     if pieces.clones(cell):
         _clone(out, cell, say)
     if pieces.simulates(cell):

@@ -22,7 +22,7 @@ from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.bench.store import Cell
 
 VERSIONS = {"data": 1, "persim": 1, "cloned": 1, "cadm": 1, "e-pets": 1, "bcq": 1, "cql": 1, "morel": 1, "flown": 1,
-            "planned": 1, "tested": 1}
+            "unseen": 1, "planned": 1, "tested": 1}
 # Where the code of each begins; what it imports of this package belongs to it
 RL = "lowrank_rl.rl."
 ROOTS = {
@@ -35,12 +35,14 @@ ROOTS = {
     "cql": (f"{RL}policies.cql", f"{RL}policies.cql_continuous"),
     "morel": (f"{RL}policies.morel", f"{RL}models.mlp_ensemble"),
     "flown": (f"{RL}synthetic",),
+    "unseen": (f"{RL}unseen", f"{RL}row_polynomials"),
     "planned": (f"{RL}policies.mpc", f"{RL}plan", f"{RL}score", f"{RL}models.true_env", f"{RL}models.particles"),
     "tested": (f"{RL}evaluate",),
 }
 LEARNERS = {"persim": "persim", "pooled": "persim", "cloned": "cloned", "vanilla-cadm": "cadm", "pe-ts-cadm": "cadm",
             "e-pets": "e-pets", **{name: name.removeprefix("persim-").rpartition("-")[0] for name, method in
-                                   cases.METHODS.items() if method.baseline and not method.plans}}
+                                   cases.METHODS.items() if method.baseline and not method.plans},
+            **{name: "persim" for name, method in cases.METHODS.items() if method.unseen}}
 SILENT = {"lowrank_rl.check", "lowrank_rl.files", "lowrank_rl.threads"}     # no result depends on them
 
 
@@ -54,7 +56,8 @@ def recorded(cell: Cell) -> dict[str, int]:
     method = cases.METHODS[cell.method]
     planned = ["planned"] if method.plans or method.flown else []
     guided = ["cloned"] if method.learns and method.plans and (cell.settings, cell.environment) in cases.CLONING else []
-    return _raised([*(_training(cell) if method.learns else []), *planned, *guided, "tested"])
+    rows = ["unseen"] if method.unseen else []
+    return _raised([*(_training(cell) if method.learns else []), *rows, *planned, *guided, "tested"])
 
 
 def _training(cell: Cell) -> list[str]:

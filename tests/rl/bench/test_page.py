@@ -153,6 +153,32 @@ def test_each_data_set_has_its_tables(full):
     assert tree.texts("h2") == ["Better and worse", "Data: random", "Data: pure", "What it cost", "Failed cells", "Notes"]
 
 
+def test_unseen_agents_have_sections_of_their_own(tmp_path):
+    records = [done(cell(agent=1), rmse=0.002, r2=0.9, error_by_step=[0.1, 0.2]),
+               *(done(cell(name, 6), rmse=0.002, r2=0.9, error_by_step=[0.1, 0.2]) for name in ("persim-p50", "persim-k5")),
+               Record(cell("persim-k5", 7), "failed", message="no")]
+    paths = [tmp_path / f"mountaincar-random-small-best-{kind}.png" for kind in ("returns", "adaptation")]
+    for path in paths:
+        path.write_bytes(PNG)
+    text = page.page(build(*records), paths)
+    tree = Tree(text)
+    assert tree.texts("h2") == ["Better and worse", "Data: random", "Unseen agents: better and worse",
+                                "Unseen agents, data: random", "What it cost", "Failed cells", "Notes"]
+    ids = [e[1]["id"] for e in tree.elements if "id" in e[1]]
+    assert len(ids) == len(set(ids))
+    assert "Unseen agents: average return, random data, as in the paper's Table 13" in tree.texts("h3")
+    assert "Average return, random data, as in the paper's Table 9" in tree.texts("h3")
+    facts = dict(zip(tree.texts("dt"), tree.texts("dd"), strict=True))
+    assert (facts["test agents"], facts["cells"]) == ("agent 1: gravity 0.0001", "3 done, 1 failed")
+    assert facts["unseen agents"] == "agent 6: gravity 0.00005; agent 7: gravity 0.00008"
+    tests, new = text.split("Unseen agents: better and worse</h2>")
+    assert "random-small-best-returns" in tests
+    assert "adaptation" not in tests
+    assert "random-small-best-adaptation" in new.split("What it cost</h2>")[0]
+    assert all(f".m-{name}{{" in text for name in ("persim", "persim-p50", "persim-k5"))
+    assert set(cases.METHODS) == set(charts.COLORS)
+
+
 def test_whatever_a_record_says_is_text(full):
     evil = '<script>alert("x")</script>'
     bad = replace(done(cell()), commit=evil, device=evil, versions={evil: evil})

@@ -158,6 +158,34 @@ def test_scarcity_stands_beside_the_papers(results, tmp_path, figures):
     assert theirs.get_ydata().tolist() == [-246.8, -192.3, -186.6]      # Tables 14 and 9
 
 
+def test_unseen_agents_are_in_a_picture_of_their_own(results, tmp_path, figures):
+    _, records = results
+    known = records[CELLS[0]]
+    made, errors = {}, {"persim-k5": (0.1, 0.3), "persim-k25": (0.02, 0.04), "persim-p10": (0.05, 0.07),
+                        "persim-p10-k10": (0.01, 0.03)}
+    for agent in (6, 9):
+        for method, those in errors.items():
+            for seed, error in enumerate(those):
+                cell = replace(CELLS[0], method=method, agent=agent, seed=seed)
+                made[cell] = replace(known, cell=cell, rmse=error * agent, config=pieces.settings_of(cell))
+    cells = [*CELLS, *made]
+    paths = plots.draw_all(tmp_path, CAR, cells, {**records, **made})
+    assert names(paths) == ["error.png", "returns.png", "adaptation.png"]
+    assert [len(figures[name].axes) for name in ("error", "adaptation")] == [2, 2]
+    assert len(figures["returns"].axes[0].get_xticklabels()) == 2
+    axis = figures["adaptation"].axes[1]
+    assert axis.get_title() == "agent 9\ngravity 0.0037"
+    assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+    lines = {line.get_label(): line for line in axis.lines}
+    assert lines["own steps"].get_xdata().tolist() == [5, 25]
+    np.testing.assert_allclose(lines["own steps"].get_ydata(), [0.2 * 9, 0.03 * 9])
+    assert lines["own steps and covariates"].get_xdata().tolist() == [10]
+    np.testing.assert_allclose(lines["persim-p10"].get_ydata(), [0.06 * 9] * 2)
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["5", "10", "25"]
+    known_only = [cell for cell in made if cell.method == "persim-p10"]
+    assert plots.draw_all(tmp_path, CAR, known_only, made) == []
+
+
 def test_nothing_done_draws_nothing(tmp_path):
     assert plots.draw_all(tmp_path, CAR, CELLS, {}) == []
     assert plots.draw_all(tmp_path, CAR, CELLS, {cell: Record(cell, "failed", message="no") for cell in CELLS}) == []

@@ -7,6 +7,7 @@ from importlib.resources import files
 import pytest
 
 from lowrank_rl.rl.bench import cases, published, report
+from lowrank_rl.rl.bench.gather import by_kind_of_agent, gather
 from lowrank_rl.rl.bench.store import Cell, Record, Store
 from lowrank_rl.rl.bench.tables import number
 
@@ -223,11 +224,89 @@ def test_footnotes_tell_what_stands_behind_the_numbers():
     assert "do not compare" in notes
 
 
+def new(method, agent, **changes):
+    return cell(method, agent, **{"dataset": "random", **changes})
+
+
+def test_unseen_agents_have_tables_of_their_own():
+    """Table 12, random: p = .25 and .1 have .005 and .005 for gravity .00005; Table 13: -53.77 ± .33, BCQ-P -500."""
+    tests = [done(cell(agent=a), [-50.0 - a, -51.0], rmse=0.002, r2=0.9) for a in (1, 3)]
+    others = [done(new("persim-p25", a), [-44.0, -45.0], rmse=0.001 * a, r2=0.95) for a in (6, 7)]
+    others += [done(new("bcq-p", 6), [-500.0, -500.0])]
+    both = tables([r.cell for r in (*tests, *others)], [*tests, *others])
+    alone = tables([r.cell for r in tests], tests)
+    assert both.startswith(alone)                                        # test agents' tables are as without the others
+    assert "agent 6" not in alone
+    returns = rows(both, "Unseen agents: average return")
+    assert returns["head"] == ["agent 6: 0.00005", "agent 7: 0.00008"]
+    assert returns["persim-p25", "random", "ours"] == ["-44.5 ± 0.71"] * 2
+    assert returns["persim-p25", "random", "paper"] == ["-53.77 ± 0.33", "-54.22 ± 0.88"]
+    assert returns["bcq-p", "random", "ours"] == ["-500 ± 0", "missing"]
+    assert returns["bcq-p", "random", "paper"] == ["-500 ± 0", "-500 ± 0"]
+    errors = rows(both, "Unseen agents: 50-step prediction error, RMSE")
+    assert errors["persim-p25", "random", "ours"] == ["0.006", "0.007"]
+    assert errors["persim-p25", "random", "ours/paper"] == ["1.20", "1.75"]
+    wins = rows_of_wins(both)
+    assert wins["persim-p25", "return", "best persim"][:4] == ["2", "0", "0", "2"]      # of p = .1 (-53.25), of p = 1 (-53.97)
+    assert wins["persim-p25", "RMSE", "best baseline"][:4] == ["2", "0", "0", "2"]      # .378, .351 of CaDM
+    mine = {r.cell: r for r in (*tests, *others)}
+    said = footnotes(CAR, mine, mine)
+    assert said.count("Commit abc") == 1                                 # not said twice
+    assert said.index("**Unseen agents:**") > said.index("Budget quick")
+    only = tables([r.cell for r in others], others)
+    assert only == both[len(alone) + 1:]
+
+
+def rows_of_wins(text):
+    lines = text.split("### Unseen agents: cells better")[1].split("###")[0].splitlines()
+    table = [[x.strip() for x in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return {tuple(row[:3]): row[3:] for row in table[2:]}
+
+
+def test_an_episode_that_ended_early_is_told():
+    one, two = (done(new(f"persim-k{count}", 6), [-44.0], training={"shown": shown}) for count, shown in ((25, 25), (100, 88)))
+    notes = footnotes(CAR, [one.cell, two.cell], {r.cell: r for r in (one, two)})
+    assert "The episode ended before it had shown so many steps:** mountaincar/random/persim-k100/agent 6/seed 0." in notes
+
+
+def test_gather_keeps_kinds_of_agents_apart():
+    both = [cell(agent=1), new("persim-k5", 6)]
+    with pytest.raises(ValueError, match=r"expected those of test agents or of unseen ones, got both \(1 and 1\)"):
+        gather(CAR, both, {})
+    assert by_kind_of_agent(CAR, both[::-1]) == [[both[0]], [both[1]]]
+    assert by_kind_of_agent(CAR, []) == [[]]
+    with pytest.raises(ValueError, match="one budget and settings"):
+        by_kind_of_agent(CAR, [both[0], replace(both[1], budget="paper")])
+
+
 def test_pure():
     mine = [cell()]
     records = {mine[0]: done(mine[0], [-50.0, -51.0])}
     first = all_tables(CAR, iter(mine), records), footnotes(CAR, iter(mine), records)
     assert first == (all_tables(CAR, mine, records), footnotes(CAR, mine, records))
+
+
+# Typed by hand from persim_paper.txt, tables 12 and 13.
+@pytest.mark.parametrize(("method", "agent", "dataset", "metric", "number", "spread"), [
+    ("persim-p100", 6, "random", "rmse", 0.004, None), ("persim-p50", 6, "pure", "rmse", 0.039, None),
+    ("persim-p10", 10, "pure", "r2_median", 0.88, None), ("pe-ts-cadm", 7, "pure", "rmse", 0.450, None),
+    ("persim-p10", 8, "random", "reward", -198.2, 1.38), ("persim-p25", 9, "pure", "reward", -199.7, 3.41),
+    ("bcq-p", 10, "pure", "reward", -333.7, 139)])
+def test_the_papers_numbers_of_unseen_agents(method, agent, dataset, metric, number, spread):
+    assert published.paper(cell(method, agent, dataset=dataset), metric)[:2] == (number, spread)
+
+
+def test_no_number_of_the_paper_is_of_the_wrong_agent():
+    assert published.paper(new("persim-p10", 6), "reward")
+    for where in (new("persim", 6), new("persim-p10", 1), new("persim-k5", 6), new("persim-p10-k10", 6), new("bcq-p", 8),
+                  new("persim-p10", 6, dataset="pure-eps-20"), new("persim-p10", 6, environment="cartpole")):
+        assert published.paper(where, "reward") is None
+    assert published.table_of("mountaincar", "pure", "r2_median", unseen=True) == "12"
+    assert published.table_of("mountaincar", "random", "reward", unseen=True) == "13"
+    assert published.table_of("cartpole", "random", "reward", unseen=True) is None
+    assert published.table_of("mountaincar", "pure-eps-40", "reward", unseen=True) is None
+    assert published.published_methods("mountaincar", "random", "reward", unseen=True) == [
+        "persim-p100", "persim-p50", "persim-p25", "persim-p10", "vanilla-cadm", "pe-ts-cadm", "bcq-p"]
 
 
 # Typed by hand from persim_paper.txt (NeurIPS 2021, appendix F), tables 6-11.
@@ -282,6 +361,7 @@ def test_the_csv_calls_our_agents_by_the_same_covariates():
     """A wrong order of agents would put every number beside the wrong one."""
     with files("lowrank_rl.rl.bench").joinpath("paper_results.csv").open() as file:
         for row in csv.DictReader(file):
-            if row["table"] in ("6", "7", "8", "9", "10", "11") and row["agent"]:
+            new = row["table"] in ("12", "13")
+            if (new or row["table"] in ("6", "7", "8", "9", "10", "11")) and row["agent"]:
                 told = [float(part.partition("=")[2]) for part in row["agent_covariates"].split(";")]
-                assert told == list(cases.ENVIRONMENTS[row["environment"]].test_agents[int(row["agent"]) - 1])
+                assert told == list(cases.covariates(row["environment"], int(row["agent"]) + 5 * new))

@@ -7,6 +7,7 @@ import pytest
 
 from lowrank_rl.rl.bench import cases, versions
 from lowrank_rl.rl.bench.store import Cell
+from lowrank_rl.rl.bench.suites import WAYS
 
 PINNED = Path(__file__).with_name("versions.json")
 CELL = Cell("cartpole", "random", "persim", 1, 0, "best", "quick")
@@ -42,10 +43,13 @@ def test_every_method_has_versions_and_a_raised_one_is_told_where_it_matters(mon
     monkeypatch.setitem(versions.VERSIONS, "persim", 2)
     told = {method for method, kind in cases.METHODS.items() if kind.learns and versions.trained(
         Cell("cartpole", "random", method, 1, 0, "best", "quick"))}
-    assert told == {"persim", "pooled", "persim-bcq-5", "persim-cql-5"}
+    assert told == {"persim", "pooled", "persim-bcq-5", "persim-cql-5", *WAYS}
     monkeypatch.setitem(versions.VERSIONS, "cloned", 2)     # guides plans: what was trained is trained, what was run is not
     cheetah = Cell("halfcheetah", "pure", "persim", 1, 0, "best", "quick")
     assert (versions.trained(cheetah), versions.recorded(cheetah)) == ({"persim": 2}, {"cloned": 2, "persim": 2})
+    monkeypatch.setitem(versions.VERSIONS, "unseen", 2)      # rows of new agents: no training, and no other record
+    new = Cell("cartpole", "random", "persim-k5", 6, 0, "best", "quick")
+    assert (versions.trained(new), versions.recorded(new)) == ({"persim": 2}, {"persim": 2, "unseen": 2})
     monkeypatch.setitem(versions.VERSIONS, "tested", 3)
     assert versions.recorded(CELL) == {"persim": 2, "tested": 3}
     assert versions.trained(CELL) == {"persim": 2}
