@@ -40,14 +40,16 @@ def environment(name: str, records: dict[Cell, Record]) -> list[str]:
     cells.sort(key=reports.place)
     built = report.build(cases.ENVIRONMENTS[name], cells, records)
     told = f"results/{name}/report-{BUDGET}-{SETTINGS}.md"
-    lines = [f"## {NAMES[name]}", "", f"{seeds(built.gathered)} [The full report](../{told}).", ""]
-    for key in ("wins", "ranks"):
-        table = built.table(key)
-        lines += markdown(table) if table else []
-    for dataset in built.gathered.datasets:
-        for key in ("reward", "rmse"):
-            table = built.table(key)
-            lines += compact(table, dataset, published.table_of(name, dataset, key)) if table else []
+    lines = [f"## {NAMES[name]}", "", f"[The full report](../{told}).", ""]
+    for part in built.parts:
+        lines += [seeds(part.gathered), ""]
+        for key in ("wins", "ranks"):
+            table = part.table(key)
+            lines += markdown(table) if table else []
+        for dataset in part.gathered.datasets:
+            for key in ("reward", "rmse"):
+                table, paper = part.table(key), published.table_of(name, dataset, key, part.gathered.unseen)
+                lines += compact(table, dataset, paper) if table else []
     beside = (ROOT / "results" / name).glob(f"*-{BUDGET}-{SETTINGS}-*.png")
     for path in sorted(path for path in beside if any(path.match(f"{kind}.png") for kind in SHOWN)):
         lines += [f"![{PICTURES[path.stem.rpartition('-')[2]]}](../results/{name}/{path.name})", ""]
@@ -61,7 +63,8 @@ def seeds(gathered: Gathered) -> str:
         if group.dataset != "none" and group.records:
             count = len({record.cell.seed for record in group.records})
             found.setdefault(f"{group.method} {count}", []).append(group.dataset)
-    return "Seeds: " + "; ".join(f"{method} ({', '.join(data)})" for method, data in found.items()) + "."
+    whose = "Unseen agents, seeds: " if gathered.unseen else "Seeds: "
+    return whose + "; ".join(f"{method} ({', '.join(data)})" for method, data in found.items()) + "."
 
 
 def compact(table: Table, dataset: str, paper: str | None) -> list[str]:
