@@ -44,8 +44,9 @@ def _of_test_agents(out: Path, environment: Environment, done: list[Cell], recor
     paths = []
     for behaviour in cases.BEHAVIOUR:
         alike = [cell for cell in done if cell.dataset != "none" and cases.DATASETS[cell.dataset].behaviour == behaviour]
-        if any(cases.DATASETS[cell.dataset].agents for cell in alike):
-            paths.append(scarcity(out, environment, alike, records))
+        few = {cell.method for cell in alike if cases.DATASETS[cell.dataset].agents}
+        if few:
+            paths.append(scarcity(out, environment, [cell for cell in alike if cell.method in few], records))
     for dataset in dict.fromkeys(cell.dataset for cell in done if cell.dataset in cases.BEHAVIOUR):
         of_data = [cell for cell in first if cell.dataset == dataset]
         simulated = [cell for cell in of_data if records[cell].rmse is not None]
