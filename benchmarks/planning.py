@@ -47,7 +47,7 @@ SIMULATORS = {
 PAPER, FAR = ShootingConfig(horizon=50, candidates=1000), cases.PLANNING["best", "mountaincar"].planner
 DECISIONS = {
     "mountaincar": [(PAPER, "mountaincar bonus"), (PAPER, "total reward"), (FAR, "total reward")],
-    "cartpole": [(PAPER, "cartpole margin"), (PAPER, "total reward")],
+    "cartpole": [(cases.PLANNING["best", "cartpole"].planner, "cartpole margin"), (PAPER, "total reward")],
     "halfcheetah": [(CEMConfig(), "total reward"), (cases.PLANNING["best", "halfcheetah"].planner, "upright")],
 }
 
@@ -157,7 +157,7 @@ def main(threads: int = 2, repeats: int = 100, seed: int = 0, batches: tuple[int
                 count = repeats if episodes == 1 and name != "halfcheetah" else max(3, repeats // 20)
                 wall, cpu = (np.divide(x, episodes) for x in decide(name, model, planner, score, episodes, seed, count))
                 rows.append({"environment": name, "simulators": what, "members": model.members, "score": score,
-                             "candidates": planner.candidates, "horizon": planner.horizon,
+                             "candidates": planner.candidates, "horizon": planner.horizon, "near": getattr(planner, "near", ""),
                              "rounds": getattr(planner, "rounds", 1), "episodes": episodes, "threads": threads,
                              "ms": f"{1e3 * np.median(wall):.2f}", "ms_min": f"{1e3 * wall.min():.2f}",
                              "ms_max": f"{1e3 * wall.max():.2f}", "n": count, "processor_ms": f"{1e3 * cpu.min():.2f}",

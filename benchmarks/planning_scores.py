@@ -1,11 +1,13 @@
 """What the planning is worth: the same simulators, planned as the paper does and as our defaults do.
 
     python benchmarks/planning_scores.py cartpole                        # rewards, margin, plans near the last one; 5 minutes
+    python benchmarks/planning_scores.py few runs/cartpole               # plans near the last one, in simulators of 25 logs
     python benchmarks/planning_scores.py mountaincar runs/mountaincar    # the paper's planning in our simulators; 10 minutes
 
-The second takes the ``small`` budget's five simulators from the folder, or trains them there. Prints Markdown and writes
+The others take the ``small`` budget's simulators from the folder, or train them there. Prints Markdown and writes
 results/planning_scores.csv (mean of 5 episodes per test agent, and per agent of the ten others with the shortest poles, with
-the mean angle of their poles in degrees; seed 1) or results/planning_mountaincar.csv (20 episodes, seeds 0 to 4).
+the mean angle of their poles in degrees; seed 1), results/planning_few.csv (agent 5, the shortest pole, 20 episodes, seeds 0
+to 2), or results/planning_mountaincar.csv (20 episodes, seeds 0 to 4).
 """
 
 import sys
@@ -52,6 +54,24 @@ def margin() -> None:
     write(Path("results/planning_scores.csv"), rows)
 
 
+def few(out: Path) -> None:
+    environment, rows = cases.ENVIRONMENTS["cartpole"], []
+    for seed in range(3):
+        cell = Cell("cartpole", "pure-of-25", "persim", 5, seed, "best", "small")
+        train.make_data(out, cell, lambda what, share: None)
+        train.train(out, cell, "cpu", lambda what, share: None)
+        covariates = data.agents(environment, 25, seed=seed)
+        for near in (0.0, 0.5):
+            best = cases.PLANNING["best", "cartpole"]
+            policy = cases.planning_policy("best", environment, pieces.load_model(out, cell),
+                                           plan=replace(best, planner=replace(best.planner, near=near)))
+            totals, _ = evaluate.returns(environment, policy, covariates, [cell.agent - 1], episodes=20, seed=seed)
+            rows.append({"data": cell.dataset, "seed": seed, "near": near, "episodes": 20, "return": f"{totals.mean():.2f}",
+                         "fell": int((totals < environment.max_steps).sum())})
+            show(rows[-1])
+    write(Path("results/planning_few.csv"), rows)
+
+
 def paper_planning(out: Path) -> None:
     environment, rows = cases.ENVIRONMENTS["mountaincar"], []
     for seed in range(5):
@@ -71,7 +91,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1:] == ["cartpole"]:
         margin()
-    elif len(sys.argv) == 3 and sys.argv[1] == "mountaincar":
-        paper_planning(Path(sys.argv[2]))
+    elif len(sys.argv) == 3 and sys.argv[1] in ("few", "mountaincar"):
+        (few if sys.argv[1] == "few" else paper_planning)(Path(sys.argv[2]))
     else:
-        sys.exit("expected: cartpole, or: mountaincar FOLDER")
+        sys.exit("expected: cartpole, or: few FOLDER, or: mountaincar FOLDER")

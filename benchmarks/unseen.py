@@ -34,9 +34,8 @@ from torch import Tensor
 from lowrank_rl import rng
 from lowrank_rl.rl import data, evaluate
 from lowrank_rl.rl.behaviour.trained import tester
-from lowrank_rl.rl.bench import cases, pieces, train
+from lowrank_rl.rl.bench import cases, newcomers, pieces, train
 from lowrank_rl.rl.bench.store import Cell
-from lowrank_rl.rl.contracts import Transitions
 from lowrank_rl.rl.models.persim import PerSim
 from lowrank_rl.rl.row_polynomials import fit_polynomial
 from lowrank_rl.rl.row_regression import fit_network, known_agents
@@ -74,29 +73,9 @@ def simulators(out: Path, cell: Cell) -> PerSim:
     return pieces.load_model(out, cell)
 
 
-@cache
-def own(environment: str, dataset: str, seed: int) -> Transitions:
-    """The new agents' own logged steps."""
-    where, agents = cases.ENVIRONMENTS[environment], new(environment)
-    policy = cases.BEHAVIOUR[dataset](where, agents)
-    return data.collect(where, agents, torch.arange(len(agents)), policy, seed=seed, what="unseen",
-                        max_steps=max(STEPS)).transitions()
-
-
-def new(environment: str) -> Tensor:
-    return torch.tensor(cases.UNSEEN[environment], dtype=torch.float64)
-
-
-def first(steps: Transitions, count: int) -> tuple[Transitions, list[int]]:
-    """Each agent's first steps, as many as there are, and how many those are."""
-    age = torch.cat([torch.arange(n) for n in torch.bincount(steps.agent).tolist()])
-    kept = Transitions(*(x[age < count] for x in (steps.agent, steps.state, steps.action, steps.next_state)))
-    return kept, torch.bincount(kept.agent).tolist()
-
-
 def extended(out: Path, cell: Cell, method: str, fraction: float | None, steps: int | None) -> tuple[PerSim, dict]:
     """Simulators with the new agents as their last, and what was done."""
-    model, covariates = simulators(out, cell), known(cell)
+    model, covariates = simulators(out, cell), newcomers.logged(cell)
     started = time.process_time()
     regression, more = None, {}
     if fraction:
@@ -106,25 +85,24 @@ def extended(out: Path, cell: Cell, method: str, fraction: float | None, steps: 
         if method != "paper":
             more["bases"] = "; ".join(f"{basis.degree} of {' '.join(basis.forms)}" for basis in regression.bases)
     if method == "average":
-        model = with_agents(model, model.rows.mean(1, keepdim=True).expand(-1, len(new(cell.environment)), -1))
+        model = with_agents(model, model.rows.mean(1, keepdim=True).expand(-1, len(newcomers.new(cell)), -1))
     elif not steps:
-        model = zero_shot(model, regression, new(cell.environment))
+        model = zero_shot(model, regression, newcomers.new(cell))
     else:
-        shown, count = first(own(cell.environment, cell.dataset, cell.seed), steps)
-        model = few_shot(model, shown, None, regression, new(cell.environment) if regression else None)
-        more["shown"] = " ".join(map(str, count))
+        shown = newcomers.own_steps(cell, steps)
+        model = few_shot(model, shown, None, regression, newcomers.new(cell) if regression else None)
+        more["shown"] = " ".join(map(str, torch.bincount(shown.agent).tolist()))
     return model, {**more, "cpu_seconds": f"{time.process_time() - started:.2f}"}
 
 
-def known(cell: Cell) -> Tensor:
-    """Covariates of the training agents."""
-    environment = cases.ENVIRONMENTS[cell.environment]
-    return data.agents(environment, cases.BUDGETS[cell.budget, cell.environment].agents, seed=cell.seed)
+def everybody(cell: Cell) -> tuple[Tensor, list[int]]:
+    """Covariates of the training agents and the new ones, and the numbers of these."""
+    logged, new = newcomers.logged(cell), newcomers.new(cell)
+    return torch.cat([logged, new]), list(range(len(logged), len(logged) + len(new)))
 
 
 def errors(cell: Cell, model: PerSim) -> dict:
-    environment, agents = cases.ENVIRONMENTS[cell.environment], torch.cat([known(cell), new(cell.environment)])
-    last = list(range(len(known(cell)), len(agents)))
+    environment, agents, last = cases.ENVIRONMENTS[cell.environment], *everybody(cell)
     found = evaluate.prediction_error(environment, model, agents, last, tester(environment, len(agents)),
                                       episodes=EPISODES[cell.environment], seed=cell.seed)
     return {"episodes": EPISODES[cell.environment],
@@ -133,8 +111,7 @@ def errors(cell: Cell, model: PerSim) -> dict:
 
 
 def returns(cell: Cell, model: PerSim) -> dict:
-    environment, agents = cases.ENVIRONMENTS[cell.environment], torch.cat([known(cell), new(cell.environment)])
-    last = list(range(len(known(cell)), len(agents)))
+    environment, agents, last = cases.ENVIRONMENTS[cell.environment], *everybody(cell)
     started = time.monotonic()
     totals, _ = evaluate.returns(environment, cases.planning_policy("best", environment, model), agents, last,
                                  episodes=PLANNED[cell.environment], seed=cell.seed)
@@ -146,11 +123,11 @@ def returns(cell: Cell, model: PerSim) -> dict:
 
 def optimum(seed: int) -> dict:
     """The best returns from the starts of the test episodes of this seed, which are the same for all data sets and methods."""
-    environment, gravities = cases.ENVIRONMENTS["mountaincar"], new("mountaincar")
-    agents = torch.cat([known(Cell("mountaincar", "random", "persim", 1, seed, "best", "small")), gravities])
+    environment = cases.ENVIRONMENTS["mountaincar"]
+    agents, last = everybody(Cell("mountaincar", "random", "persim", 1, seed, "best", "small"))
     found = {}
-    for i, (gravity,) in enumerate(gravities.tolist()):
-        number = torch.full((PLANNED["mountaincar"],), len(agents) - len(gravities) + i)
+    for i, agent in enumerate(last):
+        gravity, number = float(agents[agent, 0]), torch.full((PLANNED["mountaincar"],), agent)
         begun = data.collect(environment, agents[number], number, cases.BEHAVIOUR["random"](environment, agents), seed=seed,
                              what="return-test", max_steps=1)
         value = np.zeros((2, 2))

@@ -96,18 +96,15 @@ def trajectories(out: Path, environment: Environment, cells: list[Cell]) -> Path
 def error_over_horizon(out: Path, environment: Environment, cells: list[Cell], records: dict[Cell, Record]) -> Path:
     """Root mean squared error after 1..51 steps, per agent and method, mean over seeds."""
     agents = sorted({cell.agent for cell in cells})
-    figure, axes = plt.subplots(1, len(agents), figsize=(2.7 * len(agents) + 0.6, 2.9), sharey=True, squeeze=False,
-                                layout="constrained")
+    figure, axes = _side_by_side(environment, agents, 2.9)
     for (method, agent), mine in _by_place(cells).items():
         curves = [records[c].error_by_step for c in mine if records[c].error_by_step]
         if curves:
             mean = np.array(curves, dtype=np.float64).mean(axis=0)     # None, where no episode is so long, becomes NaN
-            axis = axes[0, agents.index(agent)]
+            axis = axes[agents.index(agent)]
             axis.semilogy(np.arange(1, len(mean) + 1), mean, color=COLORS[method], label=method)
-            axis.set_title(_agent(environment, agent), fontsize=9)
             axis.set_xlabel("steps predicted", fontsize=9)
-            axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("RMSE, units of the state", fontsize=9)
+    axes[0].set_ylabel("RMSE, units of the state", fontsize=9)
     _legend(figure, axes)
     figure.suptitle(f"{environment.name}: error grows with the horizon", fontsize=11)
     return _save(figure, out / f"{_stem(cells[0])}-error.png")
@@ -175,11 +172,10 @@ def scarcity(out: Path, environment: Environment, cells: list[Cell], records: di
     """Return by how many agents were logged, per agent and method: ours with the deviation over seeds, the paper's dashed."""
     agents = sorted({cell.agent for cell in cells})
     counts = sorted({baselines.budget_of(cell).agents for cell in cells})
-    figure, axes = plt.subplots(1, len(agents), figsize=(2.7 * len(agents) + 0.6, 3.2), sharey=True, squeeze=False,
-                                layout="constrained")
+    figure, axes = _side_by_side(environment, agents, 3.2)
     whole = all(not records[cell].config["budget"]["return_steps"] for cell in cells)
     for (method, agent), mine in _by_place(cells).items():
-        axis, ours, theirs = axes[0, agents.index(agent)], [], []
+        axis, ours, theirs = axes[agents.index(agent)], [], []
         for count in counts:
             those = [cell for cell in mine if baselines.budget_of(cell).agents == count]
             means = [np.mean(records[cell].returns) for cell in those]
@@ -192,14 +188,12 @@ def scarcity(out: Path, environment: Environment, cells: list[Cell], records: di
         if theirs:
             axis.plot(*np.transpose(theirs), color=COLORS[method], linestyle="--", marker="s", markersize=3,
                       label=f"{method}, paper")
-        axis.set_title(_agent(environment, agent), fontsize=9)
         axis.set_xscale("log")
         axis.set_xticks(counts, [str(count) for count in counts])
         axis.minorticks_off()
         axis.set_xlabel("agents logged", fontsize=9)
-        axis.grid(alpha=0.3)
     steps = records[cells[0]].config["budget"]["return_steps"]
-    axes[0, 0].set_ylabel("return" if whole else f"return of the first {steps} steps", fontsize=9)
+    axes[0].set_ylabel("return" if whole else f"return of the first {steps} steps", fontsize=9)
     _legend(figure, axes)
     behaviour = cases.DATASETS[cells[0].dataset].behaviour
     figure.suptitle(f"{environment.name}: return by how many agents were logged, {behaviour} data", fontsize=11)
@@ -210,10 +204,9 @@ def adaptation(out: Path, environment: Environment, cells: list[Cell], records: 
     """50-step error for unseen agents by how many of their own steps PerSim was shown, every seed a dot, the mean a line; a
     horizontal line for each method that was shown none."""
     agents = sorted({cell.agent for cell in cells})
-    figure, axes = plt.subplots(1, len(agents), figsize=(2.7 * len(agents) + 0.6, 3.4), sharey=True, squeeze=False,
-                                layout="constrained")
+    figure, axes = _side_by_side(environment, agents, 3.4)
     counts = sorted({_shown(cell.method) for cell in cells} - {0})
-    for agent, axis in zip(agents, axes[0], strict=True):
+    for agent, axis in zip(agents, axes, strict=True):
         errors = {method: [records[cell].rmse for cell in mine] for (method, number), mine in _by_place(cells).items()
                   if number == agent}
         alone, both = ({cases.METHODS[method].unseen.steps: those for method, those in errors.items() if _shown(method)
@@ -227,14 +220,12 @@ def adaptation(out: Path, environment: Environment, cells: list[Cell], records: 
                           color=color, alpha=0.5, markersize=4)
         for i, (method, those) in enumerate((name, those) for name, those in errors.items() if not _shown(name)):
             axis.axhline(np.mean(those), color=COLORS[method], linestyle=("--", ":", "-.")[i % 3], linewidth=1.2, label=method)
-        axis.set_title(_agent(environment, agent), fontsize=9)
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xticks(counts, [str(count) for count in counts])
         axis.xaxis.set_minor_locator(plt.NullLocator())
         axis.set_xlabel("own steps shown", fontsize=9)
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("RMSE over 50 steps, units of the state", fontsize=9)
+    axes[0].set_ylabel("RMSE over 50 steps, units of the state", fontsize=9)
     _legend(figure, axes)
     figure.suptitle(f"{environment.name}: unseen agents, {cells[0].dataset} data", fontsize=11)
     return _save(figure, out / f"{_stem(cells[0])}-adaptation.png")
@@ -257,6 +248,16 @@ def _by_place(cells: Iterable[Cell]) -> dict[tuple[str, int], list[Cell]]:
 def _agent(environment: Environment, agent: int) -> str:
     values = cases.covariates(environment.name, agent)
     return f"agent {agent}\n" + ", ".join(f"{k} {plain(v)}" for k, v in zip(environment.covariate_names, values, strict=True))
+
+
+def _side_by_side(environment: Environment, agents: list[int], height: float) -> tuple[plt.Figure, np.ndarray]:
+    """A panel for each agent, with its name above, all with one vertical axis."""
+    figure, axes = plt.subplots(1, len(agents), figsize=(2.7 * len(agents) + 0.6, height), sharey=True, squeeze=False,
+                                layout="constrained")
+    for agent, axis in zip(agents, axes[0], strict=True):
+        axis.set_title(_agent(environment, agent), fontsize=9)
+        axis.grid(alpha=0.3)
+    return figure, axes[0]
 
 
 def _legend(figure: plt.Figure, axes: np.ndarray) -> None:

@@ -11,7 +11,6 @@ state pays it for ever, which is worth penalty / (1 - discount) once. Episodes b
 a share of them, at any logged state (all of them in the code cited by PerSim, a half by default in the authors').
 """
 
-
 import gymnasium
 import numpy as np
 import torch
