@@ -1,14 +1,16 @@
 """50-step prediction errors of simulators on the test agents, beside the paper's Tables 6 and 7.
 
     python benchmarks/prediction_errors.py OUT [--environments cartpole] [--datasets pure] [--methods vanilla-cadm] [--seeds 1]
+    python benchmarks/prediction_errors.py OUT --settings paper --methods persim --acting logs
 
 Data sets and simulators are those of the benchmark's budget ``small``, kept in OUT, and not made anew if they are there.
-Returns, which take hours for simulators without fast rollouts, are left out. Adds to results/prediction_errors.csv; rows found
-there are not run again.
+Returns, which take hours for simulators without fast rollouts, are left out. The steps to be predicted are the test policy's, or
+those of what logged the data, in new episodes. Adds to results/prediction_errors.csv; rows found there are not run again.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -30,26 +32,36 @@ class Options:
     datasets: tuple[str, ...] = ("random", "pure")
     methods: tuple[str, ...] = ("vanilla-cadm", "pe-ts-cadm", "e-pets", "persim")
     seeds: int = 1
+    settings: Literal["best", "paper"] = "best"
+    acting: Literal["test", "logs"] = "test"
+    """whose steps are predicted"""
     results: Path = RESULTS
 
 
-def errors(out: Path, cell: Cell) -> dict:
-    """A row: RMSE, median R2 and the paper's RMSE of each test agent, and what the training was."""
+def errors(out: Path, cell: Cell, acting: str) -> dict:
+    """A row: RMSE, median R2 and the paper's of each test agent, and what the training was."""
     environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
     train.make_data(out, cell, lambda what, share: None)
     train.train(out, cell, "cpu", lambda what, share: None)
     model = pieces.load_model(out, cell)
-    found = evaluate.prediction_error(environment, model, data.agents(environment, budget.agents, seed=cell.seed),
-                                      list(range(len(environment.test_agents))), tester(environment, budget.agents),
+    covariates = data.agents(environment, budget.agents, seed=cell.seed)
+    policy = tester(environment, budget.agents) if acting == "test" else cases.BEHAVIOUR[cell.dataset](environment, covariates)
+    found = evaluate.prediction_error(environment, model, covariates, list(range(len(environment.test_agents))), policy,
                                       episodes=budget.error_episodes, seed=cell.seed)
     last = (model.history if cases.METHODS[cell.method].baseline else model.cp.history_)[-1]
-    row = {"environment": cell.environment, "dataset": cell.dataset, "method": cell.method, "seed": str(cell.seed),
+    row = {**_key(cell, acting),
            "trained": " ".join(f"{last[name]} {name}s" for name in ("update", "epoch") if name in last)}
     for agent, error in found.items():
-        known = published.paper(Cell(cell.environment, cell.dataset, cell.method, agent + 1, 0, "paper", "paper"), "rmse")
-        row |= {f"rmse {agent + 1}": f"{error.rmse:.4g}", f"r2 {agent + 1}": f"{error.r2:.3f}",
-                f"paper {agent + 1}": f"{known[0]:g}" if known else ""}
+        theirs = Cell(cell.environment, cell.dataset, cell.method, agent + 1, 0, "paper", "paper")
+        known = {name: published.paper(theirs, metric) for name, metric in (("paper", "rmse"), ("paper r2", "r2_median"))}
+        row |= {f"rmse {agent + 1}": f"{error.rmse:.4g}", f"r2 {agent + 1}": f"{error.r2:.4f}",
+                **{f"{name} {agent + 1}": f"{x[0]:g}" if x else "" for name, x in known.items()}}
     return {**row, "training seconds": f"{last['seconds']:.0f}", "torch": torch.__version__}
+
+
+def _key(cell: Cell, acting: str) -> dict[str, str]:
+    return {"environment": cell.environment, "dataset": cell.dataset, "method": cell.method, "seed": str(cell.seed),
+            "settings": cell.settings, "acting": acting}
 
 
 def main(options: Options) -> None:
@@ -58,11 +70,10 @@ def main(options: Options) -> None:
         for environment in options.environments:
             for dataset in options.datasets:
                 for method in options.methods:
-                    cell = Cell(environment, dataset, method, 1, seed, "best", "small")
-                    rows = done(options.results)
-                    key = (environment, dataset, method, str(seed))
-                    if key not in {(row["environment"], row["dataset"], row["method"], row["seed"]) for row in rows}:
-                        row = errors(options.out, cell)
+                    cell = Cell(environment, dataset, method, 1, seed, options.settings, "small")
+                    rows = [{"settings": "best", "acting": "test", **row} for row in done(options.results)]
+                    if not any(_key(cell, options.acting).items() <= row.items() for row in rows):
+                        row = errors(options.out, cell, options.acting)
                         show(row)
                         write(options.results, [*rows, row])
 
