@@ -4,8 +4,8 @@
     python benchmarks/prediction_errors.py OUT --settings paper --methods persim --acting logs
 
 Data sets and simulators are those of the benchmark's budget ``small``, kept in OUT, and not made anew if they are there.
-Returns, which take hours for simulators without fast rollouts, are left out. The steps to be predicted are the test policy's, or
-those of what logged the data, in new episodes. Adds to results/prediction_errors.csv; rows found there are not run again.
+Returns, which take hours for simulators without fast rollouts, are left out. The steps to be predicted are the test policy's,
+or those of what logged the data, in new episodes. Adds to results/prediction_errors.csv; rows found there are not run again.
 """
 
 from dataclasses import dataclass
