@@ -71,7 +71,8 @@ def main(options: Options) -> None:
             for dataset in options.datasets:
                 for method in options.methods:
                     cell = Cell(environment, dataset, method, 1, seed, options.settings, "small")
-                    rows = [{"settings": "best", "acting": "test", **row} for row in done(options.results)]
+                    rows = [row | {"settings": row.get("settings", "best"), "acting": row.get("acting", "test")}
+                            for row in done(options.results)]
                     if not any(_key(cell, options.acting).items() <= row.items() for row in rows):
                         row = errors(options.out, cell, options.acting)
                         show(row)
