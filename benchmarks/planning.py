@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import tyro
 from machine import peaks, seconds
-from tables import show, write
+from tables import done, show, write
 from torch import Tensor
 
 from lowrank_rl import rng
@@ -138,14 +138,14 @@ def main(threads: int = 2, repeats: int = 100, seed: int = 0, batches: tuple[int
         repeats: decisions of one episode in MountainCar and CartPole; a twentieth of it in HalfCheetah and of many episodes.
         seed: of logs, training, states and plans.
         batches: episodes that plan at once.
-        environments: of which to measure decisions.
+        environments: of which to measure decisions; the rows of others are kept.
         note: what should be known of the run, such as who shared the machine.
         out: where to write.
     """
     torch.set_num_threads(threads)
     peak = peaks(threads)
     show(peak)
-    rows = []
+    rows = [row for row in done(out) if row["environment"] not in environments]
     for (name, what), config in SIMULATORS.items():
         if name not in environments:
             continue
