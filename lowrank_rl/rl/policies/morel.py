@@ -5,7 +5,9 @@ clone of whoever acted in the logs. Policies act by their likeliest action, with
 
 Differs: the paper's own planner is a natural policy gradient; PPO is that of the code cited by PerSim, here Stable-Baselines3's
 (the extra ``policies``). That code trains without cloning and feeds raw states; ours are standardised, and rewards are divided
-by one number so that values are about 1: otherwise the value's gradient is all that is left of the clipped one.
+by one number so that values are about 1: otherwise the value's gradient is all that is left of the clipped one. Clones keep
+some doubt about discrete actions, as the authors' keep their noise about continuous ones: from a clone that is sure of itself
+PPO tries nothing, and follows an untrained value away from it.
 """
 
 import hashlib
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lowrank_rl import check, rng
 from lowrank_rl.nets import Mlp
@@ -44,11 +47,12 @@ CLONED = 256        # logged steps of an update of cloning
 class MOReLConfig:
     """PPO's as in the code cited by PerSim, the penalty of MountainCar and CartPole (HalfCheetah: -200)."""
     steps: int = 1_000_000         # of PPO in the pessimistic MDP, for each run
-    penalty: float = -50.0         # reward of the step that meets the unknown
-    beta: float = 5.0              # of the threshold; inf: nothing is unknown
+    penalty: float = -50.0         # reward of the step that meets the unknown, beside the worst logged one for ever after
+    beta: float = 3.0              # times the logs' greatest disagreement is unknown (authors'); inf: nothing is
     horizon: int = 500             # steps at which an episode is cut off; never beyond the environment's own
     logged: float = 0.0            # share of episodes that begin at any logged state; the others where logged ones begin
     clone: int = 5_000             # updates towards the logged actions before PPO; 0: none
+    doubt: float = 0.1             # chance that clones leave to all discrete actions alike
     episodes: int = 64             # that run side by side
     rollout: int = 64              # steps of each between two updates of the policy
     hidden: tuple[int, ...] = (64, 64)      # tanh
@@ -68,7 +72,7 @@ class MOReLConfig:
         check.count("batch", self.batch, 2)
         check.count("clone", self.clone, 0)
         offline.positive(learning_rate=self.learning_rate, clip=self.clip)
-        offline.shares(logged=self.logged, discount=self.discount, trace=self.trace)
+        offline.shares(logged=self.logged, doubt=self.doubt, discount=self.discount, trace=self.trace)
         if self.discount == 1 or not math.isfinite(self.penalty) or math.isnan(self.beta):
             raise ValueError(f"expected discount below 1, a finite penalty and a beta that is a number, got {self.discount!r}, "
                              f"{self.penalty!r} and {self.beta!r}")
@@ -212,8 +216,10 @@ def _world(model: DynamicsModel, environment: Environment, data: Experience, con
 
     unit = model.unit.cpu().float()
     limit = math.inf if config.beta == math.inf else pessimistic.threshold(model, unit, data, config.beta)
-    worth = max(abs(config.penalty), float(data.reward.double().abs().mean()) / (1 - config.discount)) or 1.0
-    return pessimistic.Pessimistic(model, unit, environment, data, limit, penalty=config.penalty, logged=config.logged,
+    # where each step costs something, a single penalty would make an early end the best of plans
+    penalty = config.penalty + min(0.0, float(data.reward.min())) / (1 - config.discount)
+    worth = max(abs(penalty), float(data.reward.double().abs().mean()) / (1 - config.discount)) or 1.0
+    return pessimistic.Pessimistic(model, unit, environment, data, limit, penalty=penalty, logged=config.logged,
                                    horizon=min(config.horizon, environment.max_steps), worth=worth, center=center,
                                    scale=scale, episodes=config.episodes, generator=generator)
 
@@ -234,14 +240,15 @@ def _ppo(world: "Pessimistic", config: MOReLConfig, seed: int) -> "PPO":
 
 def _clone(ppo: "PPO", data: Experience, environment: Environment, config: MOReLConfig, center: Tensor, scale: Tensor,
            generator: torch.Generator) -> None:
-    """Towards the logged actions: likelihood of discrete ones, squared distance of continuous ones (as the authors do)."""
+    """Towards the logged actions: likelihood of discrete ones, with doubt, squared distance of continuous ones (authors')."""
     discrete = isinstance(environment.actions, Discrete)
     state, action = ((data.state - center) / scale).float(), data.action[:, 0] if discrete else data.action.float()
     adam = torch.optim.Adam(ppo.policy.parameters(), lr=1e-3)
     for _ in range(config.clone):
         rows = torch.randint(len(state), (CLONED,), generator=generator)
         found = ppo.policy.get_distribution(state[rows]).distribution
-        loss = -found.log_prob(action[rows]).mean() if discrete else (found.mean - action[rows]).square().mean()
+        loss = (functional.cross_entropy(found.logits, action[rows], label_smoothing=config.doubt) if discrete
+                else (found.mean - action[rows]).square().mean())
         adam.zero_grad(set_to_none=True)
         loss.backward()
         adam.step()

@@ -2,13 +2,13 @@
 
     next_state = f_m(state, action)                                  m: a member drawn for each episode
     disagreement(s, a) = max over i, j of |f_i(s, a) - f_j(s, a)|    in units of the logged differences
-    unknown(s, a) if disagreement(s, a) > mean + beta * deviation of disagreement over the logged steps
+    unknown(s, a) if disagreement(s, a) > beta * the greatest disagreement over the logged steps (the authors' code)
     reward = the environment's own; where unknown, the penalty, and the episode is over
 
 The authors' code rolls each trajectory with one of the members, and so do we; that cited by PerSim with their mean, which is
 smoother than any of them, and with a fixed threshold of 1. The penalty is paid once, as in both codes; the paper's halting
-state pays it for ever, which is worth penalty / (1 - discount) once. Episodes begin where logged ones did (the paper) or, for
-a share of them, at any logged state (all of them in the code cited by PerSim, a half by default in the authors').
+state pays for ever, which whoever makes this MDP puts into the penalty. Episodes begin where logged ones did (the paper) or,
+for a share of them, at any logged state (all of them in the code cited by PerSim, a half by default in the authors').
 """
 
 import gymnasium
@@ -30,15 +30,14 @@ def disagreement(predicted: Tensor, unit: Tensor) -> Tensor:
 
 
 def threshold(model: DynamicsModel, unit: Tensor, data: Experience, beta: float) -> float:
-    """mean + beta * deviation of the disagreement over the logged steps, of evenly spread ones if there are very many."""
+    """beta * the greatest disagreement over the logged steps, over evenly spread ones if there are very many."""
     every = -(-len(data.agent) // ENOUGH)
     agent, state, action = (x[::every] for x in (data.agent, data.state, data.action))
     found = []
     for a, s, u in zip(agent.split(CHUNK), state.float().split(CHUNK), action.split(CHUNK), strict=True):
         context = model.context(fresh_view(a, s, u.shape[1]))
         found.append(disagreement(model.predict(context, s.expand(model.members, -1, -1), u), unit))
-    each = torch.cat(found).double()
-    return float(each.mean() + beta * each.std(unbiased=False))
+    return beta * float(torch.cat(found).max())
 
 
 def beginnings(data: Experience) -> Tensor:

@@ -148,6 +148,15 @@ def test_a_tempting_unknown_is_left_alone_unless_nothing_is_unknown(beta):
         assert x[:, -1].min() > 0.4                                # near the edge, since that is best of the known
 
 
+def test_where_every_step_costs_an_early_end_is_no_way_out():
+    """Each step costs 1, for ever 10; the unknown costs 1 once, and what is worst for ever: 11 in all."""
+    weary = replace(LINE, reward=lambda state, action, next_state: -torch.ones(len(state)))
+    policy = fit(logs(weary, (0,)), (0,), weary, replace(QUICK, penalty=-1.0))
+    x = play(weary, policy, (0,)).next_state[:, 0]
+    assert np.abs(x).max() <= EDGE + PUSH + 1e-9
+    assert policy.history[-1]["unknown"] < 0.2
+
+
 def test_with_a_learned_ensemble():
     """The whole path: the networks' own disagreement, and form A's runs apart."""
     def learn(data, *, seed, device, progress, checkpoint):
@@ -160,10 +169,12 @@ def test_with_a_learned_ensemble():
 def test_cloning_begins_with_what_was_logged():
     """Logs of one who always pushes left; PPO has hardly begun."""
     data = replace(logs(), action=torch.zeros(640, 1, dtype=torch.int64))
-    policy = fit(data, config=replace(QUICK, steps=320, clone=200, learning_rate=1e-9))
+    policy = fit(data, config=replace(QUICK, steps=320, clone=1000, learning_rate=1e-9))
     state = torch.linspace(-0.5, 0.5, 11, dtype=torch.float64)[:, None]
     view = fresh_view(torch.arange(11) % 2, state, 1)
     assert policy.act(view, generators=[torch.Generator()] * 11).flatten().tolist() == [0] * 11
+    logits = policy.networks["policy"](torch.linspace(-1.5, 1.5, 11)[None, :, None].expand(2, -1, -1))
+    assert (logits.softmax(2)[..., 0] - (1 - 0.1 * 2 / 3)).abs().max() < 0.05          # doubt is shared by all three
     data = replace(logs(BOX), action=0.3 + 0.0 * logs(BOX).action)
     policy = fit(data, environment=BOX, config=replace(QUICK, steps=320, clone=400, learning_rate=1e-9))
     assert (policy.act(view, generators=[torch.Generator()] * 11) - 0.3).abs().max() < 0.05
@@ -288,6 +299,7 @@ def test_bad_input_is_refused(change, run, message):
     ({"steps": 0}, "steps: expected a whole number"), ({"batch": 1}, "batch: expected a whole number >= 2"),
     ({"discount": 1.0}, "expected discount below 1"), ({"penalty": -math.inf}, "a finite penalty"),
     ({"beta": math.nan}, "a beta that is a number"), ({"logged": 1.5}, "logged: expected a share"),
+    ({"doubt": -0.1}, "doubt: expected a share"),
     ({"learning_rate": 0.0}, "learning_rate: expected a number above 0"), ({"clone": -1}, "clone: expected")])
 def test_bad_settings_are_refused(change, message):
     with pytest.raises(ValueError, match=message):

@@ -63,11 +63,11 @@ def test_disagreement_is_the_greatest_distance_in_units():
     assert disagreement(predicted[:1], torch.tensor([1.0, 2.0])).tolist() == [0.0, 0.0]
 
 
-def test_threshold_is_mean_plus_beta_deviations_over_the_logs():
-    """Beyond 2 members are 3 apart, 6 units: one step of four, so mean 1.5 and deviation sqrt(27 / 4)."""
+def test_threshold_is_beta_times_the_greatest_disagreement_over_the_logs():
+    """Beyond 2 members are 3 apart, 6 units: one step of four."""
     data = logs((0.0, 1.0, 2.0, 3.0))
-    for beta in (0.0, 2.0, -0.5):
-        assert threshold(Walk(), Walk.unit, data, beta) == pytest.approx(1.5 + beta * math.sqrt(6.75), abs=1e-6)
+    for beta in (0.0, 2.0, 3.5):
+        assert threshold(Walk(), Walk.unit, data, beta) == pytest.approx(6 * beta, abs=1e-6)
 
 
 def test_threshold_in_chunks_and_of_evenly_spread_steps(monkeypatch):
