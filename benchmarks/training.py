@@ -4,7 +4,7 @@
     python benchmarks/training.py --help
 
 Networks train a few epochs on a share of the agents; their total is extrapolated to all agents and epochs, in proportion, and
-says so. Exact solves run to their end, with all agents. Prints Markdown and writes results/training.csv.
+says so; updates on predictions of many steps are counted apart. Exact solves run to their end, with all agents. Prints Markdown and writes results/training.csv.
 """
 
 from dataclasses import replace
@@ -18,6 +18,7 @@ from tables import show, write
 from lowrank_rl.rl import data
 from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.contracts import Transitions
+from lowrank_rl.rl.models.multistep import TOLD
 from lowrank_rl.rl.models.persim import ACTION, STATE, PerSim, PerSimConfig, fit_persim
 from lowrank_rl.rl.policies.uniform import Uniform
 
@@ -50,7 +51,7 @@ def exact(name: str, config: PerSimConfig, agents: int, seed: int) -> dict[str, 
 def network(name: str, config: PerSimConfig, agents: int, epochs: int, seed: int, peak: dict[str, float]) -> dict[str, str]:
     """A few epochs on some agents. The first epoch warms up."""
     found, heard = logs(name, agents, seed), []
-    short = replace(config, adam=replace(config.adam, epochs=1 + epochs))
+    short = replace(config, adam=replace(config.adam, epochs=1 + epochs), multistep=None)
     model = fit_persim(found, agents, cases.ENVIRONMENTS[name].actions, short, seed=seed, progress=heard.append)
     took = (heard[-1]["seconds"] - heard[0]["seconds"]) / epochs
     rate = config.members * len(found.agent) * operations(model) / took / 1e9
@@ -59,6 +60,17 @@ def network(name: str, config: PerSimConfig, agents: int, epochs: int, seed: int
             "units": config.adam.epochs, "total_s": f"{took * config.adam.epochs * AGENTS / agents:.0f}",
             "extrapolated": f"from {agents} agents and {epochs} epochs", "gflop_per_s": f"{rate:.0f}",
             "of_peak": f"{rate / peak['peak_bfloat16_gflop_per_s' if low else 'peak_gflop_per_s']:.0%}"}
+
+
+def multistep(name: str, config: PerSimConfig, agents: int, seed: int) -> dict[str, str]:
+    """A few updates on predictions of many steps, whose time does not depend on the agents. The first ones warm up."""
+    found, heard = logs(name, agents, seed), []
+    short = replace(config, adam=replace(config.adam, epochs=1), multistep=replace(config.multistep, updates=2 * TOLD))
+    fit_persim(found, agents, cases.ENVIRONMENTS[name].actions, short, seed=seed, progress=heard.append)
+    took, updates = (heard[-1]["seconds"] - heard[-2]["seconds"]) / TOLD, config.multistep.updates
+    return {"unit": f"update of {config.multistep.horizon} steps", "entries": len(found.agent), "agents": agents,
+            "measured": TOLD, "s_per_unit": f"{took:.3f}", "units": updates, "total_s": f"{took * updates:.0f}",
+            "extrapolated": f"from {TOLD} updates"}
 
 
 def main(agents: int = 50, epochs: int = 2, seed: int = 0, threads: int = 1, note: str = "",
@@ -84,12 +96,14 @@ def main(agents: int = 50, epochs: int = 2, seed: int = 0, threads: int = 1, not
         for setting in settings:
             config = cases.LEARNING[setting, name]
             if config.exact:
-                found = exact(name, config, exact_agents, seed)
+                parts = [exact(name, config, exact_agents, seed)]
             else:
-                found = network(name, config, agents, epochs, seed, peak)
-            rows.append({"environment": name, "settings": setting, "members": config.members, **found, "threads": threads,
-                         **{key: f"{value:.0f}" for key, value in peak.items()}, "note": note})
-            show(rows[-1])
+                parts = [network(name, config, agents, epochs, seed, peak)]
+                parts += [multistep(name, config, agents, seed)] if config.multistep else []
+            for part in parts:
+                rows.append({"environment": name, "settings": setting, "members": config.members, **part, "threads": threads,
+                             **{key: f"{value:.0f}" for key, value in peak.items()}, "note": note})
+                show(rows[-1])
     write(out, rows)
 
 
