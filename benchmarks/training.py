@@ -4,7 +4,8 @@
     python benchmarks/training.py --help
 
 Networks train a few epochs on a share of the agents; their total is extrapolated to all agents and epochs, in proportion, and
-says so; updates on predictions of many steps are counted apart. Exact solves run to their end, with all agents. Prints Markdown and writes results/training.csv.
+says so; updates on predictions of many steps are counted apart. Exact solves run to their end, with all agents. Prints Markdown
+and writes results/training.csv.
 """
 
 from dataclasses import replace
