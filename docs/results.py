@@ -30,7 +30,8 @@ paper that is suspect, with the reason under the table. "Paper, not run by us" i
 
 def page() -> str:
     records = {name: Store(ROOT / "results" / name).load() for name in cases.ENVIRONMENTS}
-    parts = [HEAD, *(part for name in cases.ENVIRONMENTS for part in environment(name, records[name])), *tables(records)]
+    parts = [HEAD, *(part for name in cases.ENVIRONMENTS for part in environment(name, records[name])),
+             *strength(records), *tables(records)]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -80,6 +81,30 @@ def compact(table: Table, dataset: str, paper: str | None) -> list[str]:
     where = f", Table {paper}" if paper else ""
     title = f"{table.title}, data `{dataset}`{where}"
     return markdown(replace(table, title=title, labels=("method", ""), rows=tuple(rows)))
+
+
+def strength(records: Records) -> list[str]:
+    """Whether our baselines are as strong as the paper's."""
+    returns: dict[Cell, list[float]] = {}
+    for cell, record in (item for own in records.values() for item in own.items()):
+        mine = (cell.budget, cell.settings, record.status) == (BUDGET, SETTINGS, "done")
+        if mine and cases.METHODS[cell.method].baseline and record.returns:
+            returns.setdefault(replace(cell, seed=0), []).extend(record.returns)
+    found: dict[tuple[str, str], dict[str, list[bool]]] = {}
+    for cell, mine in sorted(returns.items(), key=lambda item: reports.place(item[0])):
+        theirs = published.paper(cell, "reward")
+        if theirs and not published.doubtful(theirs[2]):
+            strong = sum(mine) / len(mine) >= theirs[0] - (theirs[1] or 0.0)
+            found.setdefault((cell.environment, cell.method), {}).setdefault(cell.dataset, []).append(strong)
+    datasets = [dataset for dataset in cases.DATASETS if any(dataset in row for row in found.values())]
+    lines = ["## Are our baselines as strong as the paper's?", "",
+             "Cells whose mean return is at least the paper's less one of its standard deviations, of those that have run and",
+             "have a number of the paper that is not suspect.", "",
+             f"| | method | {' | '.join(f'`{dataset}`' for dataset in datasets)} |", "|---|---|" + "---|" * len(datasets)]
+    for (name, method), row in sorted(found.items(), key=lambda item: list(cases.ENVIRONMENTS).index(item[0][0])):
+        counts = (f"{sum(row[dataset])} of {len(row[dataset])}" if dataset in row else "" for dataset in datasets)
+        lines.append(f"| {NAMES[name]} | {method} | {' | '.join(counts)} |")
+    return [*lines, ""]
 
 
 def tables(records: Records) -> list[str]:
