@@ -1,5 +1,6 @@
 """The pictures of a run, from its records, traces, models and data."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from lowrank_rl.rl.contracts import Environment
 
 mpl.use("Agg")
 SHOWN = {"halfcheetah": (0, 2, 8, 10)}    # state dimensions of the trajectory picture; elsewhere all
+IN_A_ROW = 8     # entries of a legend
 
 
 def draw_all(out: Path, environment: Environment, cells: Iterable[Cell], records: dict[Cell, Record]) -> list[Path]:
@@ -151,7 +153,7 @@ def returns(out: Path, environment: Environment, cells: list[Cell], records: dic
             if len(values) == 0:
                 continue
             left = x + (i - (len(methods) - 1) / 2) * width
-            axis.bar(left, values.mean(), width * 0.9, color=COLORS[method], alpha=0.5, label=method if x == 0 else None)
+            axis.bar(left, values.mean(), width * 0.9, color=COLORS[method], alpha=0.5, label=method)
             axis.plot(np.linspace(left - width / 4, left + width / 4, len(values)), values, ".", color=COLORS[method],
                       markersize=4)
             published = paper(mine[0], "reward") if whole else None
@@ -163,7 +165,7 @@ def returns(out: Path, environment: Environment, cells: list[Cell], records: dic
     steps = records[cells[0]].config["budget"]["return_steps"]
     axis.set_ylabel("return" if whole else f"return of the first {steps} steps")
     axis.axhline(0, color="black", linewidth=0.6)
-    axis.legend(fontsize=9, ncols=len(methods) + 1, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
+    _legend(figure, np.array([axis]))
     axis.set_title(f"{environment.name}: return per agent", fontsize=11)
     return _save(figure, out / f"{_stem(next((c for c in cells if c.dataset != 'none'), cells[0]))}-returns.png")
 
@@ -263,7 +265,8 @@ def _side_by_side(environment: Environment, agents: list[int], height: float) ->
 def _legend(figure: plt.Figure, axes: np.ndarray) -> None:
     """One legend for all axes: a method may be missing in some."""
     entries = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries), fontsize=9, frameon=False)
+    columns = math.ceil(len(entries) / math.ceil(len(entries) / IN_A_ROW))
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
 
 
 def _stem(cell: Cell) -> str:
