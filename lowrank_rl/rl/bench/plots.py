@@ -23,6 +23,7 @@ from lowrank_rl.rl.contracts import Environment
 mpl.use("Agg")
 SHOWN = {"halfcheetah": (0, 2, 8, 10)}    # state dimensions of the trajectory picture; elsewhere all
 IN_A_ROW = 8     # entries of a legend
+FAR = 4          # times the best return of what was learned: bars beyond are cut off, with their height on them
 
 
 def draw_all(out: Path, environment: Environment, cells: Iterable[Cell], records: dict[Cell, Record]) -> list[Path]:
@@ -166,6 +167,12 @@ def returns(out: Path, environment: Environment, cells: list[Cell], records: dic
     axis.set_ylabel("return" if whole else f"return of the first {steps} steps")
     axis.axhline(0, color="black", linewidth=0.6)
     _legend(figure, np.array([axis]))
+    learned = max((max(records[c].returns, default=0.0) for c in cells if cases.METHODS[c.method].learns), default=0.0)
+    if learned > 0 and axis.get_ylim()[1] > FAR * learned:     # the true HalfCheetah's somersaults
+        axis.set_ylim(top=1.4 * learned)
+        for bar in (bar for bar in axis.patches if bar.get_height() > 1.4 * learned):
+            axis.text(bar.get_x() + bar.get_width() / 2, 1.35 * learned, f"{bar.get_height():.3g}", ha="center", va="top",
+                      fontsize=8)
     axis.set_title(f"{environment.name}: return per agent", fontsize=11)
     return _save(figure, out / f"{_stem(next((c for c in cells if c.dataset != 'none'), cells[0]))}-returns.png")
 

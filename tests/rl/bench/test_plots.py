@@ -96,12 +96,22 @@ def test_error_curves_are_the_mean_over_seeds(results, figures):
     np.testing.assert_allclose(drawn, expected)
 
 
+def test_a_true_environment_far_above_does_not_hide_what_was_learned(results, figures):
+    out, records = results
+    others = {cell: replace(record, returns=[1e6 if cell.method == "uniform" else 10.0]) for cell, record in records.items()}
+    plots.returns(out, CAR, CELLS, others)
+    axis = figures["returns"].axes[0]
+    assert axis.get_ylim()[1] == 14
+    assert "1e+06" in {text.get_text() for text in axis.texts}
+
+
 def test_returns_of_cut_episodes_stand_without_the_papers(results, figures):
     out, records = results
     plots.returns(out, CAR, CELLS, records)
     axis = figures["returns"].axes[0]
     assert axis.get_ylabel() == "return of the first 12 steps"
-    assert {text.get_text() for text in axis.get_legend().get_texts()} == {"persim", "pooled", "uniform"}
+    legend = figures["returns"].legends[0]
+    assert {text.get_text() for text in legend.get_texts()} == {"persim", "pooled", "uniform"}
     whole = {cell: replace(r, config={"budget": {**r.config["budget"], "return_steps": None}}) for cell, r in records.items()}
     plots.returns(out, CAR, CELLS, whole)
     axis = figures["returns"].axes[0]
