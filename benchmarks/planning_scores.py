@@ -23,6 +23,7 @@ from lowrank_rl import rng
 from lowrank_rl.rl import data, evaluate
 from lowrank_rl.rl.bench import cases, pieces, train
 from lowrank_rl.rl.bench.store import Cell
+from lowrank_rl.rl.contracts import DynamicsModel
 from lowrank_rl.rl.models.persim import fit_persim
 from lowrank_rl.rl.plan import random_shooting
 from lowrank_rl.rl.policies.mpc import MPC
@@ -54,17 +55,22 @@ def margin() -> None:
     write(Path("results/planning_scores.csv"), rows)
 
 
+def simulators(out: Path, cell: Cell) -> DynamicsModel:
+    """Those of a cell, from the folder or trained there."""
+    train.make_data(out, cell, lambda what, share: None)
+    train.train(out, cell, "cpu", lambda what, share: None)
+    return pieces.load_model(out, cell)
+
+
 def few(out: Path) -> None:
     environment, rows = cases.ENVIRONMENTS["cartpole"], []
     for seed in range(3):
         cell = Cell("cartpole", "pure-of-25", "persim", 5, seed, "best", "small")
-        train.make_data(out, cell, lambda what, share: None)
-        train.train(out, cell, "cpu", lambda what, share: None)
-        covariates = data.agents(environment, 25, seed=seed)
+        model, covariates = simulators(out, cell), data.agents(environment, 25, seed=seed)
         for near in (0.0, 0.5):
             best = cases.PLANNING["best", "cartpole"]
-            policy = cases.planning_policy("best", environment, pieces.load_model(out, cell),
-                                           plan=replace(best, planner=replace(best.planner, near=near)))
+            plan = replace(best, planner=replace(best.planner, near=near))
+            policy = cases.planning_policy("best", environment, model, plan=plan)
             totals, _ = evaluate.returns(environment, policy, covariates, [cell.agent - 1], episodes=20, seed=seed)
             rows.append({"data": cell.dataset, "seed": seed, "near": near, "episodes": 20, "return": f"{totals.mean():.2f}",
                          "fell": int((totals < environment.max_steps).sum())})
@@ -76,9 +82,7 @@ def paper_planning(out: Path) -> None:
     environment, rows = cases.ENVIRONMENTS["mountaincar"], []
     for seed in range(5):
         cell = Cell("mountaincar", "random", "persim", 1, seed, "best", "small")
-        train.make_data(out, cell, lambda what, share: None)
-        train.train(out, cell, "cpu", lambda what, share: None)
-        policy = cases.planning_policy("paper", environment, pieces.load_model(out, cell))
+        policy = cases.planning_policy("paper", environment, simulators(out, cell))
         covariates = data.agents(environment, 500, seed=seed)
         totals, _ = evaluate.returns(environment, policy, covariates, AGENTS, episodes=20, seed=seed)
         rows.append({"simulators": "best", "planning": "paper", "seed": seed,
