@@ -169,10 +169,11 @@ def returns(out: Path, environment: Environment, cells: list[Cell], records: dic
     _legend(figure, np.array([axis]))
     learned = max((max(records[c].returns, default=0.0) for c in cells if cases.METHODS[c.method].learns), default=0.0)
     if learned > 0 and axis.get_ylim()[1] > FAR * learned:     # the true HalfCheetah's somersaults
-        axis.set_ylim(top=1.4 * learned)
+        lowest = min(min(records[c].returns, default=0.0) for c in cells)
+        axis.set_ylim(min(0.0, lowest) - 0.05 * learned, 1.4 * learned)
         for bar in (bar for bar in axis.patches if bar.get_height() > 1.4 * learned):
-            axis.text(bar.get_x() + bar.get_width() / 2, 1.35 * learned, f"{bar.get_height():.3g}", ha="center", va="top",
-                      fontsize=8)
+            axis.text(bar.get_x() + bar.get_width() / 2, 1.35 * learned, f"{bar.get_height():,.0f}", ha="center", va="top",
+                      fontsize=7)
     axis.set_title(f"{environment.name}: return per agent", fontsize=11)
     return _save(figure, out / f"{_stem(next((c for c in cells if c.dataset != 'none'), cells[0]))}-returns.png")
 
