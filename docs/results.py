@@ -40,7 +40,7 @@ def environment(name: str, records: dict[Cell, Record]) -> list[str]:
     cells = [cell for cell in records if (cell.budget, cell.settings) == (BUDGET, SETTINGS)]
     cells.sort(key=reports.place)
     built = report.build(cases.ENVIRONMENTS[name], cells, records)
-    told = f"results/{name}/report-{BUDGET}-{SETTINGS}.md"
+    told = f"results/{name}/report-{name}-{BUDGET}-{SETTINGS}.md"
     lines = [f"## {NAMES[name]}", "", f"[The full report](../{told}).", ""]
     for part in built.parts:
         lines += [seeds(part.gathered), ""]

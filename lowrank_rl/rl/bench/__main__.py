@@ -126,7 +126,7 @@ def _merge(options: Options) -> int:
     """Unite, and report what there is."""
     print(merge.merge(options.out, options.merge, options.keep_first))
     records = Store(options.out).load()
-    kinds = dict.fromkeys((cell.environment, cell.budget, cell.settings) for cell in records if cell.method in cases.METHODS)
+    kinds = dict.fromkeys((cell.environment, cell.budget, cell.settings) for cell in records if cases.knows(cell))
     for environment, budget, settings in kinds:
         reports.write(options.out, environment, budget, settings, Work(), records)
     return 1 if any(record.status == "failed" for record in records.values()) else 0

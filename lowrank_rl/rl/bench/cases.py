@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lowrank_rl import check
 from lowrank_rl.rl.behaviour.trained import data_policy
+from lowrank_rl.rl.bench.store import Cell
 from lowrank_rl.rl.contracts import DynamicsModel, Environment, Policy
 from lowrank_rl.rl.envs import cartpole, halfcheetah, mountaincar
 from lowrank_rl.rl.models.ensemble_mean import EnsembleMean
@@ -174,6 +175,12 @@ BUDGETS = {
     ("paper", "halfcheetah"): Budget(500, 5, 1.0, 5, 200, 20, None),
 }
 BUDGET_NAMES = ("tiny", "quick", "small", "paper")
+
+
+def knows(cell: Cell) -> bool:
+    """Whether this version has its method, data set, budget and environment; another that wrote a record may have had more."""
+    return (cell.method in METHODS and cell.dataset in ("none", *DATASETS) and (cell.budget, cell.environment) in BUDGETS
+            and cell.settings in SETTINGS)
 
 
 def methods(settings: str, environment: str, baselines: bool = True) -> tuple[str, ...]:

@@ -33,9 +33,9 @@ def print_list(out: dict[str, Path], work: Work, records: dict[str, dict[Cell, R
     trained: set[Path] = set()
 
     def cost(cell: Cell) -> tuple[float, float]:
-        count = baselines.budget_of(cell).agents
-        # whoever logged the data
-        key = (cell.environment, "" if cell.dataset == "none" else count, pieces.trained_as(cell).method)
+        method = pieces.trained_as(cell).method     # whoever logged the data
+        grows = cell.dataset != "none" and not cases.METHODS[method].baseline     # baselines: as many updates from few agents
+        key = (cell.environment, baselines.budget_of(cell).agents if grows else None, method)
         costs[key] = costs.get(key) or seconds(cell, device)
         return costs[key]
 

@@ -105,7 +105,7 @@ def gather(environment: Environment, cells: Iterable[Cell], records: dict[Cell, 
             ones.
     """
     asked = list(cells)
-    cells = [cell for cell in asked if cell.method in cases.METHODS]
+    cells = [cell for cell in asked if cases.knows(cell)]
     kinds = _kinds(environment, cells)
     new = [cell for cell in cells if cases.unseen(environment.name, cell.agent)]
     if new and len(new) < len(cells):
@@ -118,10 +118,12 @@ def gather(environment: Environment, cells: Iterable[Cell], records: dict[Cell, 
         by_group.setdefault((cell.dataset, cell.method), []).append((cell, record))
     have = [record for _, record in found if record]
     versions, left_out = _versions(have)
-    unknown = sorted({cell.method for cell in asked} - {cell.method for cell in cells})
-    if unknown:
-        left_out.append(f"Records of {', '.join(unknown)} are left out: this version has no such method; the version that made "
-                        "them reports them.")
+    unknown = [cell for cell in asked if not cases.knows(cell)]
+    for what, names in (("method", {cell.method for cell in unknown} - {*cases.METHODS}),
+                        ("data set", {cell.dataset for cell in unknown} - {"none", *cases.DATASETS})):
+        if names:
+            left_out.append(f"Records of {', '.join(sorted(names))} are left out: this version has no such {what}; the version "
+                            "that made them reports them.")
     groups = []
     for of_group in by_group.values():
         group, told = _group(of_group, versions)
@@ -140,7 +142,7 @@ def by_kind_of_agent(environment: Environment, cells: Iterable[Cell]) -> list[li
         ValueError: as ``gather`` for all of them.
     """
     cells = list(cells)
-    _kinds(environment, [cell for cell in cells if cell.method in cases.METHODS])
+    _kinds(environment, [cell for cell in cells if cases.knows(cell)])
     new = [cell for cell in cells if cases.unseen(environment.name, cell.agent)]
     tests = [cell for cell in cells if not cases.unseen(environment.name, cell.agent)]
     return [some for some in (tests, new) if some] or [[]]

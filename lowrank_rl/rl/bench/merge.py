@@ -5,7 +5,6 @@ the first; equal ones count once. Two with equal settings and different numbers 
 settle. Nothing is taken away from the folders, and the same merge again adds nothing.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -15,9 +14,8 @@ from pathlib import Path
 from lowrank_rl import check
 from lowrank_rl.files import whole
 from lowrank_rl.rl.bench import cases, pieces
-from lowrank_rl.rl.bench.store import Cell, Record, Store, locked, made_with, resting
+from lowrank_rl.rl.bench.store import Cell, Record, Store, locked, made_with, numbers, resting
 
-NUMBERS = ("returns", "lengths", "rmse", "r2", "error_episodes", "error_by_step", "non_finite", "same_action")
 STAGES = ("data/*.npz", "models/*.safetensors")     # whose names say what they are made of
 
 
@@ -76,23 +74,13 @@ def _compare(cell: Cell, first: Record, second: Record) -> str:
     """Which of two records to keep: "first", "second", or "neither" if one of them must be wrong."""
     if "failed" in (first.status, second.status):
         return "second" if second.status == "done" else "first"
-    if first.config == second.config and _numbers(first) == _numbers(second):
+    if first.config == second.config and numbers(first) == numbers(second):
         return "first"
-    today = pieces.settings_of(cell) if _known(cell) else {}
+    today = pieces.settings_of(cell) if cases.knows(cell) else {}
     one, two = (pieces.same_settings(record.config, today) for record in (first, second))
     if first.config == second.config or (one and two):
-        return "first" if _numbers(first) == _numbers(second) else "neither"
+        return "first" if numbers(first) == numbers(second) else "neither"
     return "second" if two else "first"
-
-
-def _known(cell: Cell) -> bool:
-    """Not of a method that this version lacks."""
-    return cell.method in cases.METHODS and (cell.budget, cell.environment) in cases.BUDGETS
-
-
-def _numbers(record: Record) -> str:
-    """As text, in which a NaN is equal to itself."""
-    return json.dumps([getattr(record, name) for name in NUMBERS])
 
 
 def _check_versions(every: dict[Path, dict[Cell, Record]]) -> None:

@@ -134,11 +134,15 @@ def _agents(records: Sequence[Record]) -> str:
 
 
 def _seeds(records: Sequence[Record]) -> str:
-    """How many there are, by data set where they differ."""
-    found: dict[str, set[int]] = {}
+    """How many there are, by data set where they differ; each number's own n says how many are behind it."""
+    found: dict[tuple[str, str], set[int]] = {}
     for record in records:
-        found.setdefault(record.cell.dataset, set()).add(record.cell.seed)
-    trained = {dataset: len(seeds) for dataset, seeds in found.items() if dataset != "none"}
-    if len(set(trained.values())) > 1:
-        return ", ".join(f"{count} seed(s) of {dataset}" for dataset, count in trained.items())
-    return f"{len(set().union(*found.values()))} seed(s)"
+        found.setdefault((record.cell.dataset, record.cell.method), set()).add(record.cell.seed)
+    trained = {where: len(seeds) for where, seeds in found.items() if where[0] != "none"}
+    if not trained:
+        return f"{len(set().union(*found.values()))} seed(s)"
+    by_data = {dataset: {count for where, count in trained.items() if where[0] == dataset} for dataset, _ in trained}
+    counts = set(trained.values())
+    if len(counts) > 1 and all(len(those) == 1 for those in by_data.values()):
+        return ", ".join(f"{those.pop()} seed(s) of {dataset}" for dataset, those in by_data.items())
+    return f"{min(counts)} to {max(counts)} seeds, as n says" if len(counts) > 1 else f"{counts.pop()} seed(s)"

@@ -28,7 +28,7 @@ class Options:
     suite: str | None = None
     """paper (all these tables and figures), or all (our methods too)"""
     budget: str = "quick"
-    """tiny (seconds: does it run?), quick (minutes), small (hours), or paper (as published)"""
+    """tiny (does it run? seconds a cell), quick (minutes), small (hours), or paper (as published)"""
     settings: str = "best"
     """best (ours), or paper (as published)"""
     methods: tuple[str, ...] | None = None
@@ -131,6 +131,11 @@ def _check_merge(options: Options) -> None:
         raise ValueError("--merge: expected at least one folder, got none; name the output folders to unite")
     if options.out is None:
         raise ValueError("--merge: expected --out beside it, got none; name the folder that shall hold the records of all")
+    asked = [name for name in ("env", "budget", "settings", "methods", "datasets", "agents", "seeds")
+             if getattr(options, name) != getattr(Options, name)]
+    if asked:
+        raise ValueError(f"--merge: expected no --{asked[0]} beside it, as it unites all that the folders hold; name it in the "
+                         "run that reports them")
     if options.shard or options.list:
         raise ValueError(f"--merge: expected no {'--shard' if options.shard else '--list'} beside it; unite first")
 

@@ -1,9 +1,11 @@
 """The pictures of a run, from its records, traces, models and data."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -22,7 +24,7 @@ from lowrank_rl.rl.contracts import Environment
 
 mpl.use("Agg")
 SHOWN = {"halfcheetah": (0, 2, 8, 10)}    # state dimensions of the trajectory picture; elsewhere all
-IN_A_ROW = 8     # entries of a legend
+NARROW = 6.5     # inches; no picture is narrower, so that its words fit
 FAR = 4          # times the best return of what was learned: bars beyond are cut off, with their height on them
 
 
@@ -55,21 +57,30 @@ def _of_test_agents(out: Path, environment: Environment, done: list[Cell], recor
         simulated = [cell for cell in of_data if records[cell].rmse is not None]
         traced = [cell for cell in simulated if pieces.trace_path(out, cell).exists()]
         if traced:
-            paths.append(trajectories(out, environment, traced))
+            paths += _from_files(trajectories, out, environment, traced)
         if simulated:
             paths.append(error_over_horizon(out, environment, [c for c in done if c.dataset == dataset], records))
         latent = next((cell for cell in simulated if cell.method == "persim"), None)
         if latent and pieces.model_path(out, latent).exists() and pieces.data_path(out, latent).exists():
-            paths.append(latent_rows(out, environment, latent))
+            paths += _from_files(latent_rows, out, environment, latent)
         paths.append(returns(out, environment, [c for c in done if c.dataset in (dataset, "none")], records))
     return paths
+
+
+def _from_files(draw: Callable[..., Path], *what: Any) -> list[Path]:
+    """The picture, unless a file of a cell that was not asked for is corrupt: that costs no more than the picture."""
+    try:
+        return [draw(*what)]
+    except ValueError as error:
+        print(f"a picture is left out: {error}")
+        return []
 
 
 def trajectories(out: Path, environment: Environment, cells: list[Cell]) -> Path:
     """True and predicted states of one test episode per agent: mean over members, and a band from lowest to highest."""
     dims = SHOWN.get(environment.name, range(len(environment.state_names)))
     agents = sorted({cell.agent for cell in cells})
-    figure, axes = plt.subplots(len(dims), len(agents), figsize=(2.7 * len(agents) + 0.6, 1.9 * len(dims) + 1.0),
+    figure, axes = plt.subplots(len(dims), len(agents), figsize=(_width(agents), 1.9 * len(dims) + 1.0),
                                 sharex=True, squeeze=False, layout="constrained")
     for cell in cells:
         true, predicted = pieces.load_trace(out, cell)
@@ -91,8 +102,7 @@ def trajectories(out: Path, environment: Environment, cells: list[Cell]) -> Path
                 axis.set_ylabel(environment.state_names[d], fontsize=9)
             if row == len(dims) - 1:
                 axis.set_xlabel("steps predicted", fontsize=9)
-    _legend(figure, axes)
-    figure.suptitle(f"{environment.name}: predicted against true states (band: all members)", fontsize=11)
+    _words(figure, axes, f"{environment.name}: predicted against true states (band: all members)")
     return _save(figure, out / f"{_stem(cells[0])}-trajectories.png")
 
 
@@ -108,8 +118,7 @@ def error_over_horizon(out: Path, environment: Environment, cells: list[Cell], r
             axis.semilogy(np.arange(1, len(mean) + 1), mean, color=COLORS[method], label=method)
             axis.set_xlabel("steps predicted", fontsize=9)
     axes[0].set_ylabel("RMSE, units of the state", fontsize=9)
-    _legend(figure, axes)
-    figure.suptitle(f"{environment.name}: error grows with the horizon", fontsize=11)
+    _words(figure, axes, f"{environment.name}: error grows with the horizon")
     return _save(figure, out / f"{_stem(cells[0])}-error.png")
 
 
@@ -144,7 +153,7 @@ def returns(out: Path, environment: Environment, cells: list[Cell], records: dic
     """Return per agent and method: every episode a dot, the mean a bar, the paper's mean a black line."""
     methods = list(dict.fromkeys(cell.method for cell in cells))
     agents = sorted({cell.agent for cell in cells})
-    figure, axis = plt.subplots(figsize=(2.0 * len(agents) + 1.5, 4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(max(NARROW, 2.0 * len(agents) + 1.5), 4), layout="constrained")
     width, by_place = 0.8 / len(methods), _by_place(cells)
     whole = all(not records[c].config["budget"]["return_steps"] for c in cells)
     for i, method in enumerate(methods):
@@ -166,7 +175,7 @@ def returns(out: Path, environment: Environment, cells: list[Cell], records: dic
     steps = records[cells[0]].config["budget"]["return_steps"]
     axis.set_ylabel("return" if whole else f"return of the first {steps} steps")
     axis.axhline(0, color="black", linewidth=0.6)
-    _legend(figure, np.array([axis]))
+    _words(figure, np.array([axis]), f"{environment.name}: return per agent")
     learned = max((max(records[c].returns, default=0.0) for c in cells if cases.METHODS[c.method].learns), default=0.0)
     if learned > 0 and axis.get_ylim()[1] > FAR * learned:     # the true HalfCheetah's somersaults
         lowest = min(min(records[c].returns, default=0.0) for c in cells)
@@ -174,7 +183,6 @@ def returns(out: Path, environment: Environment, cells: list[Cell], records: dic
         for bar in (bar for bar in axis.patches if bar.get_height() > 1.4 * learned):
             axis.text(bar.get_x() + bar.get_width() / 2, 1.35 * learned, f"{bar.get_height():,.0f}", ha="center", va="top",
                       fontsize=7)
-    axis.set_title(f"{environment.name}: return per agent", fontsize=11)
     return _save(figure, out / f"{_stem(next((c for c in cells if c.dataset != 'none'), cells[0]))}-returns.png")
 
 
@@ -204,9 +212,8 @@ def scarcity(out: Path, environment: Environment, cells: list[Cell], records: di
         axis.set_xlabel("agents logged", fontsize=9)
     steps = records[cells[0]].config["budget"]["return_steps"]
     axes[0].set_ylabel("return" if whole else f"return of the first {steps} steps", fontsize=9)
-    _legend(figure, axes)
     behaviour = cases.DATASETS[cells[0].dataset].behaviour
-    figure.suptitle(f"{environment.name}: return by how many agents were logged, {behaviour} data", fontsize=11)
+    _words(figure, axes, f"{environment.name}: return by how many agents were logged, {behaviour} data")
     return _save(figure, out / f"{_stem(replace(cells[0], dataset=behaviour))}-scarcity.png")
 
 
@@ -236,8 +243,7 @@ def adaptation(out: Path, environment: Environment, cells: list[Cell], records: 
         axis.xaxis.set_minor_locator(plt.NullLocator())
         axis.set_xlabel("own steps shown", fontsize=9)
     axes[0].set_ylabel("RMSE over 50 steps, units of the state", fontsize=9)
-    _legend(figure, axes)
-    figure.suptitle(f"{environment.name}: unseen agents, {cells[0].dataset} data", fontsize=11)
+    _words(figure, axes, f"{environment.name}: unseen agents, {cells[0].dataset} data")
     return _save(figure, out / f"{_stem(cells[0])}-adaptation.png")
 
 
@@ -262,7 +268,7 @@ def _agent(environment: Environment, agent: int) -> str:
 
 def _side_by_side(environment: Environment, agents: list[int], height: float) -> tuple[plt.Figure, np.ndarray]:
     """A panel for each agent, with its name above, all with one vertical axis."""
-    figure, axes = plt.subplots(1, len(agents), figsize=(2.7 * len(agents) + 0.6, height), sharey=True, squeeze=False,
+    figure, axes = plt.subplots(1, len(agents), figsize=(_width(agents), height), sharey=True, squeeze=False,
                                 layout="constrained")
     for agent, axis in zip(agents, axes[0], strict=True):
         axis.set_title(_agent(environment, agent), fontsize=9)
@@ -270,11 +276,19 @@ def _side_by_side(environment: Environment, agents: list[int], height: float) ->
     return figure, axes[0]
 
 
-def _legend(figure: plt.Figure, axes: np.ndarray) -> None:
-    """One legend for all axes: a method may be missing in some."""
+def _width(agents: list[int]) -> float:
+    """Inches of a picture with a panel for each agent."""
+    return max(NARROW, 2.7 * len(agents) + 0.6)
+
+
+def _words(figure: plt.Figure, axes: np.ndarray, title: str) -> None:
+    """The title, and one legend for all axes, as a method may be missing in some: both no wider than the picture."""
     entries = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    columns = math.ceil(len(entries) / math.ceil(len(entries) / IN_A_ROW))
+    inches = figure.get_figwidth()
+    each = 0.7 + 0.085 * max(map(len, entries), default=0)     # of an entry at that size of letters
+    columns = math.ceil(len(entries) / math.ceil(len(entries) / max(1, int(inches / each))))
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+    figure.suptitle(fill(title, int(inches / 0.09)), fontsize=11)
 
 
 def _stem(cell: Cell) -> str:

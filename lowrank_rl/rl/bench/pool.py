@@ -113,11 +113,12 @@ class Course:
     def _fail(self, task: Task, message: str) -> None:
         """And whatever needs it, which can never run."""
         self.news.append(partial(self.watcher.failed, task, message))
-        doomed = [(other, task.name) for other in self.after[task.name]]
-        for other, because in doomed:     # grows
+        cause = f"{message.rstrip()}\nneeds {task.name}, which failed: {message.strip().splitlines()[-1]}"
+        doomed = [*self.after[task.name]]
+        for other in doomed:     # grows
             if self.missing.pop(other.name, None) is not None:
-                self.news.append(partial(self.watcher.failed, other, f"needs {because}, which failed"))
-                doomed += [(next_one, other.name) for next_one in self.after[other.name]]
+                self.news.append(partial(self.watcher.failed, other, cause))
+                doomed += self.after[other.name]
 
 
 def run(tasks: Sequence[Task], jobs: int, watcher: Watcher, retries: int = 0) -> None:

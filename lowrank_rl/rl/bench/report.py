@@ -112,7 +112,7 @@ def _ours(group: Group, agent: int, metric: str, cut: int | None, places: dict[t
     """Mean ± sd of one method and agent, from the seeds that did not fail, and how many those are."""
     cells, done, failed = (those.get(agent, []) for those in (group.cells, group.done, group.failed))
     if not done:
-        return Entry("FAILED" if failed else "other settings" if group.left_out[agent] else "missing", kind="gap")
+        return Entry("FAILED" if failed else "left out" if group.left_out[agent] else "missing", kind="gap")
     runs = group.runs(agent, metric)
     if runs is None:
         return Entry("")

@@ -9,6 +9,7 @@ from lowrank_rl.rl.bench import cases, page, pieces, report
 from lowrank_rl.rl.bench.store import Cell, Record
 from lowrank_rl.rl.bench.suites import Work
 from lowrank_rl.rl.cards import card
+from lowrank_rl.rl.contracts import Environment
 
 
 def write(out: Path, environment: str, budget: str, settings: str, work: Work, records: dict[Cell, Record]) -> None:
@@ -18,12 +19,13 @@ def write(out: Path, environment: str, budget: str, settings: str, work: Work, r
     alike = [cell for cell in records if (cell.environment, cell.budget, cell.settings) == (environment, budget, settings)]
     cells = sorted({*mine.cells, *alike}, key=place)
     of = cases.ENVIRONMENTS[environment]
-    logged = {pieces.data_path(out, cell): None for cell in [*cells, *mine.trained, *mine.logged] if cell.dataset != "none"}
-    cards = [card(data.load(path), of) for path in logged if path.exists()]
+    logged = {pieces.data_path(out, cell): None for cell in [*cells, *mine.trained, *mine.logged]
+              if cell.dataset != "none" and cases.knows(cell)}
+    cards = [words for path in logged if path.exists() for words in _card(path, of)]
     drawn = _draw(out, environment, cells, records, mine.trained)
     # those of an earlier run stay in the report, though what they were drawn from is gone
     pictures = [*drawn, *sorted(set(out.glob(f"{environment}-*-{budget}-{settings}-*.png")) - set(drawn))]
-    name = f"report-{budget}-{settings}"
+    name = f"report-{environment}-{budget}-{settings}"     # a folder may hold several environments
     built = report.build(of, cells, records)
     texts = [report.tables_text(built), report.notes_text(built)] if cells else []
     blocks = [f"# {environment}, budget {budget}, settings {settings}", *texts, *(f"```\n{lines}\n```" for lines in cards),
@@ -31,18 +33,26 @@ def write(out: Path, environment: str, budget: str, settings: str, work: Work, r
     with whole(out / f"{name}.md") as partial:
         partial.write_text("\n\n".join(blocks) + "\n")
     print("\n" + "\n\n".join([*cards, *texts]))
-    lines = [f"report    {out / name}.md"]
-    if cells:
-        page.save(out / f"{name}.html", built, pictures, cards)
-        lines.append(f"page      {out / name}.html")
-    print("\n".join(["", *lines, *(f"picture   {picture}" for picture in pictures)]))
+    page.save(out / f"{name}.html", built, pictures, cards)
+    print("\n".join(["", f"report    {out / name}.md", f"page      {out / name}.html",
+                     *(f"picture   {picture}" for picture in pictures)]))
+
+
+def _card(path: Path, of: Environment) -> list[str]:
+    """Of a data set, unless it is corrupt: what is asked for was looked at before, so that it belongs to other records."""
+    try:
+        return [card(data.load(path), of)]
+    except ValueError as error:
+        print(f"a data card is left out: {error}")
+        return []
 
 
 def place(cell: Cell) -> tuple[int, ...]:
     """Where it stands in the tables; what learns nothing stands with the first data set."""
+    if not cases.knows(cell):
+        return len(cases.DATASETS), len(cases.METHODS), cell.seed, cell.agent
     dataset = 0 if cell.dataset == "none" else list(cases.DATASETS).index(cell.dataset)
-    methods = list(cases.METHODS)     # of which another version may have had more
-    return dataset, methods.index(cell.method) if cell.method in methods else len(methods), cell.seed, cell.agent
+    return dataset, list(cases.METHODS).index(cell.method), cell.seed, cell.agent
 
 
 def _draw(out: Path, environment: str, cells: list[Cell], records: dict[Cell, Record], trained: Iterable[Cell]) -> list[Path]:
@@ -52,7 +62,7 @@ def _draw(out: Path, environment: str, cells: list[Cell], records: dict[Cell, Re
         print("no pictures: install the extra 'plot' for them (pip install lowrank_rl[plot])")
         return []
     of = cases.ENVIRONMENTS[environment]
-    drawn = plots.draw_all(out, of, [cell for cell in cells if cell.method in cases.METHODS], records)
+    drawn = plots.draw_all(out, of, [cell for cell in cells if cases.knows(cell)], records)
     for cell in trained:
         if pieces.model_path(out, cell).exists():
             drawn.append(plots.latent_rows(out, of, cell))

@@ -58,6 +58,7 @@ class Record:
 CELL_FIELDS = {f.name for f in fields(Cell)}
 FIELDS = {f.name for f in fields(Record)}
 YOUNG = {"same_action"}     # fields that older records lack
+NUMBERS = ("returns", "lengths", "rmse", "r2", "error_episodes", "error_by_step", "non_finite", "same_action")
 
 
 def made_with(record: Record) -> tuple[tuple[str, str], ...]:
@@ -82,7 +83,8 @@ class Store:
         """The newest record of each cell.
 
         Raises:
-            ValueError: a line is corrupt or of another schema.
+            ValueError: a line is corrupt or of another schema, or two lines that the same code made with the same settings on
+                the same machine have different numbers for one cell.
         """
         records: dict[Cell, Record] = {}
         try:
@@ -90,6 +92,10 @@ class Store:
                 for number, line in enumerate(file, start=1):
                     if line.endswith(b"\n"):     # the piece behind the last newline is not whole
                         record = self._parse(number, line)
+                        if record.cell in records and _contradict(records[record.cell], record):
+                            raise ValueError(f"{self.path}, line {number}: expected what an earlier line says of "
+                                             f"{record.cell}, made by the same commit with the same settings, got other "
+                                             "numbers; remove the line that is wrong or use another --out")
                         records[record.cell] = record
         except FileNotFoundError:
             pass
@@ -159,6 +165,18 @@ class Store:
             if settings and json.loads(b"{" + settings[2:] + b"}") == {"config": values["config"]}:
                 self._same[settings] = values["config"]
         return values
+
+
+def numbers(record: Record) -> str:
+    """What was measured, as text, in which a NaN is equal to itself."""
+    return json.dumps([getattr(record, name) for name in NUMBERS])
+
+
+def _contradict(first: Record, second: Record) -> bool:
+    """Whether one of them must be wrong: a clean commit gives the same numbers again."""
+    made = [(record.status, record.commit, record.config, record.versions, record.device) for record in (first, second)]
+    return (made[0] == made[1] and first.status == "done" and first.commit[-1:] not in ("", "+")
+            and numbers(first) != numbers(second))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lowrank_rl.rl.bench import cases, pieces
+from lowrank_rl.rl.bench import cases, pieces, reports
 from lowrank_rl.rl.bench.gather import gather
 from lowrank_rl.rl.bench.store import Cell, Record
 
@@ -86,6 +86,14 @@ def test_methods_of_another_version_are_told():
     found = gathered(done(cell()), done(cell(method="persim-9000")))
     assert [group.method for group in found.groups] == ["persim"]
     assert "persim-9000" in found.left_out[0]
+
+
+def test_data_sets_of_another_version_are_told():
+    odd = cell(dataset="random-of-75")
+    found = gathered(done(cell()), done(odd))
+    assert [group.dataset for group in found.groups] == ["random"]
+    assert "Records of random-of-75 are left out: this version has no such data set" in found.left_out[0]
+    assert reports.place(odd) > reports.place(cell(method="persim-cql-5", seed=9))
 
 
 def test_failed_and_missing_cells_are_apart():

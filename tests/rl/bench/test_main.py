@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def test_all_rooms_in_one_command(environment, finished):
         assert record.versions["torch"]
     assert "[23/23]" in said                                                    # data, two trainings, 20 cells; lines, no bars
     assert "\x1b" not in said
-    report = (out / "report-tiny-best.md").read_text()
+    report = (out / f"report-{environment}-tiny-best.md").read_text()
     assert printed_report(said).split("### ")[1] in report                      # the table of the screen
     assert f"Our returns here are of the first 12 of {cases.ENVIRONMENTS[environment].max_steps} steps" in report
     assert "missing" not in report
@@ -152,7 +152,7 @@ def test_a_method_that_the_settings_lack_is_refused(tmp_path, capsys):
 def test_four_pictures_are_drawn_and_shown_in_the_report(environment, finished):
     image = pytest.importorskip("matplotlib.image")
     out, _, said, _ = finished(environment)
-    report = (out / "report-tiny-best.md").read_text()
+    report = (out / f"report-{environment}-tiny-best.md").read_text()
     assert len(list(out.glob("*.png"))) == len(PICTURES)
     for name in PICTURES:
         path = out / f"{environment}-random-tiny-best-{name}.png"
@@ -216,7 +216,7 @@ def test_one_agent_alone_and_a_failure_and_its_repair(finished, no_pictures, tmp
     assert state == {"persim": "failed", "pooled": "failed", "true-env-mpc": "done", "uniform": "done"}
     assert "FAILED mountaincar/random/persim/agent 1/seed 0: " in said
     assert "expected a place that can be written" in said
-    assert "| FAILED" in (out / "report-tiny-best.md").read_text()
+    assert "| FAILED" in (out / "report-mountaincar-tiny-best.md").read_text()
     (out / "traces").unlink()
     assert bench.main(words) == 0
     assert "4 cells, 2 of them done before" in capsys.readouterr().out
@@ -321,6 +321,38 @@ def test_a_cell_that_always_fails_is_tried_thrice_and_recorded_with_its_tracebac
     monkeypatch.undo()
     assert bench.main(words) == 0                        # the same command mends it
     assert Store(tmp_path).load()[one.cell].status == "done"
+
+
+def untrainable(out, cell, device, say):
+    raise RuntimeError("no such luck")
+
+
+def test_a_training_that_fails_is_told_in_the_records_of_its_cells(no_pictures, tmp_path, monkeypatch, capsys):
+    made = bench.tasks
+    monkeypatch.setattr(bench, "tasks", lambda out, left, device: [
+        replace(task, function=untrainable) if task.name.startswith("train") else task for task in made(out, left, device)])
+    assert bench.main(command("cartpole", tmp_path, "--methods", "persim", "--agents", "1", "2")) == 1
+    said = capsys.readouterr().out
+    for record in Store(tmp_path).load().values():
+        assert record.status == "failed"
+        assert record.message.splitlines()[-1] == ("needs train cartpole/random/persim/seed 0, which failed: "
+                                                   "RuntimeError: no such luck")
+        assert "in untrainable" in record.message
+    assert "agent 2/seed 0: needs train cartpole/random/persim/seed 0, which failed: RuntimeError: no such luck" in said
+
+
+def test_environments_in_one_folder_have_reports_of_their_own(no_pictures, tmp_path):
+    for environment in ("mountaincar", "cartpole"):
+        assert bench.main(command(environment, tmp_path / environment, "--methods", "uniform", "--agents", "1")) == 0
+    assert bench.main(["--merge", *(str(tmp_path / name) for name in ("mountaincar", "cartpole")),
+                       "--out", str(tmp_path / "both")]) == 0
+    assert bench.main(["--table", "2", "--budget", "tiny", "--methods", "true-env-mpc", "--agents", "1", "--out",
+                       str(tmp_path / "table")]) == 0
+    for folder, known in (("both", ("mountaincar", "cartpole")), ("table", ("mountaincar", "cartpole", "halfcheetah"))):
+        for name in known:
+            report = (tmp_path / folder / f"report-{name}-tiny-best.md").read_text()
+            assert report.startswith(f"# {name}, ")
+            assert (tmp_path / folder / f"report-{name}-tiny-best.html").exists()
 
 
 def refused(capsys, words):

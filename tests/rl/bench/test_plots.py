@@ -211,3 +211,36 @@ def test_a_lost_folder_costs_only_its_pictures(results, tmp_path, lost, left):
     shutil.copytree(out, tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / lost)
     assert names(plots.draw_all(tmp_path / "out", CAR, CELLS, records)) == left
+
+
+@pytest.mark.parametrize(("corrupt", "left"), [("traces", ["error.png", "latent.png", "returns.png"]),
+                                               ("models", ["trajectories.png", "error.png", "returns.png"])])
+def test_a_corrupt_file_costs_only_its_picture(results, tmp_path, capsys, corrupt, left):
+    out, records = results
+    shutil.copytree(out, tmp_path / "out")
+    for path in (tmp_path / "out" / corrupt).iterdir():
+        path.write_bytes(b"no such file")
+    assert names(plots.draw_all(tmp_path / "out", CAR, CELLS, records)) == left
+    assert "a picture is left out: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("agents", [(1,), (1, 4)])
+def test_words_lie_inside_the_picture(results, figures, agents):
+    """With many methods and few agents, too; such pictures once cut their titles and legends."""
+    out, records = results
+    mine = [cell for cell in CELLS if cell.agent in agents]
+    names = [name for name, method in cases.METHODS.items() if method.learns and not method.unseen]
+    many = {replace(cell, method=name): replace(record, cell=replace(cell, method=name)) for cell, record in records.items()
+            if cell in mine and cell.method == "persim" for name in names}
+    plots.trajectories(out, CAR, [cell for cell in mine if cell.dataset != "none"])
+    plots.error_over_horizon(out, CAR, list(many), many)
+    plots.returns(out, CAR, list(many), many)
+    plots.scarcity(out, CAR, list(many), many)
+    assert set(figures) == {"trajectories", "error", "returns", "scarcity"}
+    for name, figure in figures.items():
+        words = [*figure.legends, *figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
+        assert len(words) > 2
+        for one in words:
+            box = one.get_window_extent()
+            assert box.x0 >= 0, (name, one)
+            assert box.x1 <= figure.bbox.x1, (name, one)

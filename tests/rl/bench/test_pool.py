@@ -167,13 +167,14 @@ def test_a_failure_reaches_those_that_need_it_and_nobody_else():
     assert notes.results == {"good": 49, "of good": 64}
     assert "in refuse" in notes.messages["bad"]
     assert notes.messages["bad"].splitlines()[-1] == "no such thing"     # the bare sentence
-    assert notes.messages["child"] == "needs bad, which failed"
-    assert notes.messages["grandchild"] == "needs child, which failed"
+    for name in ("child", "grandchild"):      # told the first cause, with its traceback
+        assert notes.messages[name].splitlines()[-1] == "needs bad, which failed: no such thing"
+        assert "in refuse" in notes.messages[name]
     assert "ValueError" in notes.messages["silent"]                    # a line for the report, always
     assert "IndexError" in notes.messages["bug"]
     assert "in stumble" in notes.messages["bug"]
     assert "its process died (exit code -9; -9 is a kill" in notes.messages["killed"]
-    assert notes.messages["of killed"] == "needs killed, which failed"
+    assert "needs killed, which failed: its process died (exit code -9" in notes.messages["of killed"]
     assert "exit code -9" in notes.messages["cut"]
     assert "exit code 3" in notes.messages["exit"]
     assert len(notes.messages) + len(notes.results) == len(tasks)

@@ -123,7 +123,7 @@ def test_ends_of_every_kind(cluster, tmp_path):
     assert notes.results == {"a": 4, "b": 9, "mend": "mended", "of mend": 16}
     assert notes.messages["bad"].endswith("\nno such thing")
     assert "in refuse" in notes.messages["bad"]
-    assert notes.messages["of bad"] == "needs bad, which failed"
+    assert "\nneeds bad, which failed: " in notes.messages["of bad"]
     assert "in stumble" in notes.messages["bug"]
     assert "its process died" in notes.messages["dead"]
     assert {name: times(tmp_path, name) for name in ("a", "b", "refuse", "stumble", "mend", "die")} == {

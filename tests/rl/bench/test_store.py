@@ -35,7 +35,7 @@ def line(record: Record, **changes) -> bytes:
 
 
 @settings(max_examples=60, deadline=None)
-@given(batch=st.lists(records, min_size=1, max_size=3))
+@given(batch=st.lists(records, min_size=1, max_size=3, unique_by=lambda record: (record.cell, record.commit)))
 def test_what_goes_in_comes_out(tmp_path_factory, batch):
     store = Store(tmp_path_factory.mktemp("records"))
     for record in batch:
@@ -279,3 +279,21 @@ def test_a_file_where_the_folder_should_be(tmp_path, below):
 def test_a_missing_folder_is_made(tmp_path):
     with locked(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize(("commit", "changes", "refused"), [
+    ("abc", {}, True), ("abc", {"commit": "abd"}, False), ("abc", {"config": {"x": 2}}, False), ("abc", {"device": "b"}, False),
+    ("abc", {"versions": {"torch": "3"}}, False), ("abc+", {}, False), ("", {}, False)])
+def test_contradictions_are_refused(tmp_path, commit, changes, refused):
+    """The same code, settings and machine give the same numbers; anything else may have changed them."""
+    first = Record(CELL, "done", returns=[1.0, math.nan], config={"x": 1}, commit=commit, versions={"torch": "2"}, device="a")
+    store = Store(tmp_path)
+    store.extend([first, replace(first, seconds=9.0)])                   # the same numbers once more
+    assert str(store.load()[CELL].returns) == "[1.0, nan]"
+    store.append(replace(first, returns=[2.0, math.nan], **changes))
+    if refused:
+        with pytest.raises(ValueError, match=r"line 3: expected what an earlier line says of cartpole/random/persim/agent 1/"
+                                             r".*seed 0.*remove the line that is wrong or use another --out"):
+            store.load()
+    else:
+        assert store.load()[CELL].returns[0] == 2.0
