@@ -21,7 +21,7 @@ from pathlib import Path
 from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.bench.store import Cell
 
-VERSIONS = {"data": 1, "persim": 1, "cloned": 1, "cadm": 1, "e-pets": 1, "bcq": 1, "cql": 2, "morel": 2, "flown": 1,
+VERSIONS = {"data": 1, "persim": 1, "cloned": 1, "cadm": 2, "e-pets": 1, "bcq": 1, "cql": 2, "morel": 2, "flown": 1,
             "unseen": 1, "planned": 1, "tested": 1}
 # Where the code of each begins; what it imports of this package belongs to it
 RL = "lowrank_rl.rl."

@@ -6,7 +6,8 @@
 The same context has to serve the next F logged transitions, forwards and backwards. The vanilla form is one network and squared
 errors; the probabilistic ensemble ("PE", to be planned in with ``particles.Particles``) says a Gaussian.
 Differs: an encoder sees state differences in units of their deviations, or velocities as small as MountainCar's would be
-lost; the released code feeds them raw.
+lost; the released code feeds them raw. Windows that begin an episode weigh little: without a past nothing tells who acts, so
+that few of them made most of the loss and of its gradient, and hid all that could be learned (docs/baselines.md).
 """
 
 from collections.abc import Callable
@@ -46,6 +47,7 @@ class CaDMConfig:
     hidden: tuple[int, ...] = (200, 200, 200, 200)    # of ahead and back, swish
     context_hidden: tuple[int, ...] = (256, 128, 64)  # of the encoder, ReLU
     back: float = 0.5                                 # weight of the backward error
+    blind: float = 0.01                               # weight of windows without a past; released: 1
     decay: float = 0.0                                # price on weights (gaussian.decay); released: 2.5e-5
     unseen: tuple[int, ...] = ()                      # state dimensions that ahead and back do not see
     angles: tuple[int, ...] = ()                      # those seen as sine and cosine
@@ -56,7 +58,7 @@ class CaDMConfig:
     def __post_init__(self) -> None:
         for name in ("members", "past", "future", "width"):
             check.count(name, getattr(self, name))
-        for name in ("back", "decay"):
+        for name in ("back", "blind", "decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)!r}")
 
@@ -158,6 +160,10 @@ def fit_cadm(data: Transitions, agents: int, actions: Discrete | Box, config: Ca
     again = torch.randint(len(rows), (config.members, len(rows)), generator=rng.stream(seed, "cadm", "bootstrap"))
     rows = rows[again] if config.members > 1 else rows[None]
 
+    def weight(first: Tensor) -> Tensor:
+        """Of the windows that begin at these rows, the same shape and one more axis."""
+        return torch.where(logs.age[first] > 0, 1.0, config.blind if personal else 1.0)[..., None].to(device)
+
     def loss(first: Tensor, done: float) -> Tensor:
         later = (torch.rand(first.shape, generator=draws) * logs.left[first]).long()
         context, rows = logs.context(networks, first), first + later
@@ -167,14 +173,14 @@ def fit_cadm(data: Transitions, agents: int, actions: Discrete | Box, config: Ca
             decay(networks.back, config.decay, 4)
         if networks.bounds is not None:
             price = price + NARROW * networks.bounds.width()
-        return ahead.mean((1, 2)) + config.back * back.mean((1, 2)) + price
+        return (weight(first) * (ahead + config.back * back)).mean((1, 2)) + price
 
     def errors(first: Tensor) -> Tensor:
         later, left = torch.arange(config.future), logs.left[first][..., None]
         rows, inside = (first[..., None] + torch.minimum(later, left - 1)).flatten(1), (later < left).flatten(1)
         context = logs.context(networks, first).repeat_interleave(config.future, dim=1)
         each = off(*logs.ahead_said(networks, context, rows), networks.bounds).mean(2)
-        inside = inside.to(each)
+        inside = inside.to(each) * weight(first).repeat_interleave(config.future, dim=1)[..., 0]
         return torch.stack([(each * inside).sum(), inside.sum()])
 
     history = descend(networks, loss, errors, rows, held, config.descent, generator=draws,
