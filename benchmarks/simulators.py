@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from tables import done, show, write
-from torch import Tensor
 
-from lowrank_rl.rl import data
+from lowrank_rl.rl import data, held_out
 from lowrank_rl.rl.bench import cases
-from lowrank_rl.rl.contracts import Transitions, fresh_view
+from lowrank_rl.rl.contracts import fresh_view
 from lowrank_rl.rl.models.persim import Exact, PerSim, PerSimConfig, fit_persim
 from lowrank_rl.tensor import AdamConfig, ALSConfig, Polynomial, Spline
 
@@ -78,39 +77,15 @@ def variants(name: str) -> dict[str, PerSimConfig]:
     }
 
 
-def split(episodes: data.Episodes) -> tuple[Transitions, Tensor, Tensor]:
-    """Transitions to learn from, and the windows to predict: rows (W, WINDOW) and which of them exist."""
-    whole, train = episodes.transitions(), torch.ones(len(episodes.state), dtype=torch.bool)
-    rows, live = [], []
-    for agent, first, end in zip(episodes.agent, episodes.start[:-1], episodes.start[1:], strict=True):
-        tail = min(TAIL, (end - first) // 5)
-        if agent < 5 or tail == 0:
-            continue
-        train[end - tail:end] = False
-        for begin in range(end - tail, end, WINDOW):
-            row = torch.arange(begin, begin + WINDOW)
-            rows.append(row.clamp_max(end - 1))
-            live.append(row < end)
-    part = Transitions(whole.agent[train], whole.state[train], whole.action[train], whole.next_state[train])
-    return part, torch.stack(rows), torch.stack(live)
-
-
 @torch.no_grad()
-def errors(model: PerSim, episodes: data.Episodes, rows: Tensor, live: Tensor) -> tuple[float, float, float]:
-    """Over the windows: mean and median of the RMSE in units of the state, and the one-step error, in deviations."""
-    whole = episodes.transitions()
-    first = rows[:, 0]
-    context = model.context(fresh_view(whole.agent[first], whole.state[first], whole.action.shape[1]))
-    start = whole.state[first].expand(model.members, *whole.state[first].shape)
-    future = model.rollout(context, start, whole.action[rows][:, None])[:, :, 0, -WINDOW:].double().mean(0)
-    square = torch.where(live, (future - whole.next_state[rows]).square().mean(-1), 0).sum(1) / live.sum(1)
-    flat = rows[live]
-    context = model.context(fresh_view(whole.agent[flat], whole.state[flat], whole.action.shape[1]))
-    state = whole.state[flat].expand(model.members, *whole.state[flat].shape)
-    step = model.predict(context, state, whole.action[flat]).mean(0) - whole.next_state[flat]
-    unit = (whole.next_state - whole.state).std(0)
-    root = square.sqrt().nan_to_num(torch.inf)
-    return float(root.mean()), float(root.median()), float((step / unit).square().mean().sqrt())
+def one_step(model: PerSim, episodes: data.Episodes, after: np.ndarray) -> float:
+    """The error of one step behind ``after`` of each episode, in deviations of a state difference."""
+    whole, place = episodes.transitions(), np.arange(len(episodes.state)) - np.repeat(episodes.start[:-1], episodes.lengths)
+    rows = torch.from_numpy(np.flatnonzero(place >= np.repeat(after, episodes.lengths)))
+    context = model.context(fresh_view(whole.agent[rows], whole.state[rows], whole.action.shape[1]))
+    state = whole.state[rows].expand(model.members, *whole.state[rows].shape)
+    step = model.predict(context, state, whole.action[rows]).mean(0) - whole.next_state[rows]
+    return float((step / (whole.next_state - whole.state).std(0)).square().mean().sqrt())
 
 
 def main() -> None:
@@ -130,15 +105,17 @@ def main() -> None:
         covariates = data.agents(environment, count, seed=seed)
         episodes = data.collect(environment, covariates, torch.arange(count),
                                 cases.BEHAVIOUR[options.dataset](environment, covariates), seed=seed, what=options.dataset)
-        train, windows, live = split(episodes)
+        train, after = held_out.split(episodes, 0.2, longest=TAIL, agents=range(5, count))
         for variant, config in variants(options.environment).items():
             key = {"dataset": options.dataset, "variant": variant, "seed": str(seed), **agents}
             if options.only not in variant or any(key.items() <= row.items() for row in rows):
                 continue
             started = time.process_time()
-            model = fit_persim(train, count, environment.actions, config, seed=seed)
-            mean, median, step = errors(model, episodes, windows, live)
-            rows.append({**key, "RMSE of 50 steps, mean": f"{mean:.3g}", "median": f"{median:.3g}", "one step": f"{step:.3g}",
+            model = fit_persim(train.transitions(), count, environment.actions, config, seed=seed)
+            found = held_out.prediction_error(model, episodes, horizon=WINDOW, after=after)
+            each = torch.from_numpy(np.concatenate([error.windows for error in found.values()]))
+            rows.append({**key, "RMSE of 50 steps, mean": f"{each.mean():.3g}", "median": f"{each.median():.3g}",
+                         "one step": f"{one_step(model, episodes, after):.3g}",
                          "loss": f"{model.cp.history_[-1]['loss']:.3g}", "CPU seconds": f"{time.process_time() - started:.0f}"})
             show(rows[-1])
             write(path, rows)

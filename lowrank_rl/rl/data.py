@@ -97,6 +97,7 @@ def collect(environment: Environment, covariates: Tensor, agent: Tensor, policy:
     Raises:
         ValueError: shapes that disagree, an action outside the bounds, or a simulation that diverged (NaN).
     """
+    covariates, agent = (torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in (covariates, agent))
     sizes = check.shapes(covariates=(covariates, "B E"), agent=(agent, "B"))
     if sizes["E"] != len(environment.covariate_names):
         raise ValueError(f"covariates: expected columns {environment.covariate_names}, got {sizes['E']} columns")

@@ -14,6 +14,8 @@ from lowrank_rl.rl.data import Episodes, collect
 
 BURN_IN = 10     # real steps before a prediction starts
 WINDOW = 51      # predicted states: indices 10..60 of an episode
+MODEL = ("members", "past", "context", "rollout")      # what is asked of a DynamicsModel here
+POLICY = ("past", "reset", "act")                      # and of a Policy
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,13 @@ def prediction_error(environment: Environment, model: DynamicsModel, covariates:
 
     Args:
         covariates: (N, E) of all agents. agents: which of them to test.
+
+    Raises:
+        ValueError: a model or policy without what its contract promises, unknown agents, episodes that are all too short, a
+            prediction that is NaN or Inf.
     """
+    keeps("model", model, MODEL)
+    keeps("policy", policy, POLICY[1:])
     agent = _rows(covariates, agents, episodes)
     steps = BURN_IN + WINDOW - 1
     real = collect(environment, covariates[agent], agent, policy, seed=seed, what="prediction-test", max_steps=steps)
@@ -65,11 +73,29 @@ def returns(environment: Environment, policy: Policy, covariates: Tensor, agents
     """Undiscounted returns in the true environment, (agents, episodes), and the episodes themselves.
 
     All episodes of all agents step in lockstep.
+
+    Raises:
+        ValueError: a policy without what its contract promises, unknown agents, an action outside the bounds.
     """
+    keeps("policy", policy, POLICY)
     agent = _rows(covariates, agents, episodes)
     real = collect(environment, covariates[agent], agent, policy, seed=seed, what="return-test", max_steps=max_steps,
                    past=policy.past, progress=progress)
     return real.returns.reshape(len(agents), episodes), real
+
+
+def keeps(name: str, value: object, promised: tuple[str, ...]) -> None:
+    """Refuse a model or policy that lacks something its contract promises.
+
+    Raises:
+        ValueError: all that is missing.
+    """
+    missing = [one for one in promised if not hasattr(value, one)]
+    if missing:
+        kind = f"the class {value.__name__} itself" if isinstance(value, type) else type(value).__name__
+        remedy = "past = 0, if it needs no past steps" if missing == ["past"] else "them"
+        raise ValueError(f"{name}: expected one with {', '.join(promised)} (contracts.py), got {kind} without "
+                         f"{', '.join(missing)}; add {remedy}")
 
 
 def _view_before(agent: Tensor, state: Tensor, action: Tensor, first: Tensor, past: int) -> EpisodeView:

@@ -100,6 +100,9 @@ class Simulator:
                        seed: int = 0) -> Counterfactual:
         """What would happen to the agent if these actions were taken, or if this policy acted.
 
+        Intervals come from the members' spread. Of a model of one member they are NaN, with a warning, unless it draws next
+        states.
+
         Args:
             action: (T, A) or, if A = 1, (T,); or a policy, which acts in each trajectory by what it sees there.
             start: (D,) the first state; None: that of the agent's longest logged episode.
@@ -132,6 +135,9 @@ class Simulator:
         shown the agent's own last logged steps instead, and keeps that context.
         """
         for agent in agents:
+            if isinstance(agent, str):
+                raise ValueError(f"agent: expected a number, got {agent!r}; with the names that from_frame returned it is "
+                                 f"{{name: number for number, name in names.items()}}[{agent!r}]")
             check.count("agent", agent, 0)
         K, D = self.model.past, len(self.environment.state_names)
         missing = [agent for agent in agents if agent not in self._longest]

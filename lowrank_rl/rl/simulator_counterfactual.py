@@ -11,6 +11,7 @@ with Student's t and normal quantiles, and the variances of the members' means a
 Members err alike where no member's form fits or none has seen data; that no spread among them shows.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,8 @@ from lowrank_rl.rl.contracts import Box, DynamicsModel, Environment, EpisodeView
 class Counterfactual:
     """P trajectories of one agent, those of a member side by side. After a trajectory's end its numbers are NaN.
 
-    Mean and intervals are over the trajectories that still run; T is the longest one's length.
+    Mean and intervals are over the trajectories that still run; T is the longest one's length. Intervals are NaN where only one
+    member's run, unless its model draws next states: one trajectory has no spread.
     """
     agent: int
     quantiles: tuple[float, float]
@@ -47,6 +49,8 @@ def imagine(model: DynamicsModel, environment: Environment, context: Tensor, age
             start: np.ndarray | Tensor, *, quantiles: tuple[float, float], steps: int, draws: int, seed: int) -> Counterfactual:
     """Trajectories from ``start`` (D,) under actions (T, A) or a policy, with intervals. context (M, 1, E)
 
+    Warns of a model of one member that draws nothing: its intervals are NaN.
+
     Raises:
         ValueError: bad start, quantiles, counts or actions of the policy, a prediction that is NaN or Inf.
     """
@@ -61,6 +65,9 @@ def imagine(model: DynamicsModel, environment: Environment, context: Tensor, age
     given = isinstance(wanted, Tensor)
     each, T = draws if model.noisy else 1, len(wanted) if given else steps
     P = model.members * each
+    if P == 1:
+        warnings.warn("intervals: expected an ensemble, got a model of one member, which has no spread: low, high and interval "
+                      "are NaN; train several (members=5) if you need them", stacklevel=4)
     noise, player = rng.stream(seed, "counterfactual", agent), None if given else _Player(wanted, environment, agent, P, seed)
     context, state, rows = context.expand(-1, P, -1), first.expand(P, -1), torch.arange(P)
     own = rows // each

@@ -52,8 +52,8 @@ class Play:
         if len(agents) == 0:
             raise ValueError("agents: expected at least one, got none")
         self.simulator, B = simulator, len(agents)
-        self.agent = np.array([int(agent) for agent in agents])
         self.context = simulator.who(agents)
+        self.agent = np.array([int(agent) for agent in agents])
         self.rows = torch.arange(B)
         self.state = torch.zeros((B, len(simulator.environment.state_names)), dtype=torch.float64)
         self.member, self.age = torch.zeros(B, dtype=torch.int64), torch.zeros(B, dtype=torch.int64)

@@ -1,6 +1,6 @@
 """The episodes of a Simulator side by side for Stable-Baselines3 (the extra ``policies``), whose vector form is its own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,7 @@ class SimulatedVecEnv(BatchedVecEnv):
         self._draws = [seeding.np_random(seed)[0] if draw is None or seed is not None else draw
                        for draw, seed in zip(self._draws, self._seeds, strict=True)]
         self._play.begin(range(self.num_envs), self._draws)
-        self.reset_infos = [{"agent": int(agent), "member": int(member)}
-                            for agent, member in zip(self._play.agent, self._play.member, strict=True)]
+        self._tell(range(self.num_envs))
         self._reset_seeds()
         self._reset_options()
         return self._play.observed()
@@ -49,4 +48,10 @@ class SimulatedVecEnv(BatchedVecEnv):
             for row in rows:
                 infos[row]["terminal_observation"] = last[row]
             self._play.begin(rows, [self._draws[row] for row in rows])
+            self._tell(rows)
         return self._play.observed(), met.reward.astype(np.float32), done, infos
+
+    def _tell(self, rows: Iterable[int]) -> None:
+        """Who these episodes, which have just begun, are of."""
+        for row in rows:
+            self.reset_infos[row] = {"agent": int(self._play.agent[row]), "member": int(self._play.member[row])}

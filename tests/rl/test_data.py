@@ -396,3 +396,10 @@ def test_a_place_below_a_file_is_refused(saved):
     with pytest.raises(ValueError, match="expected a place that can be written"):
         save(path / "below.npz", episodes)
     assert equal(load(path), episodes)
+
+
+def test_arrays_do_as_tensors_do():
+    covariates = gains(1, 2)
+    one, other = (collect(WALK, convert(covariates), convert(torch.arange(2)), Uniform(WALK.actions), seed=0, what="test")
+                  for convert in (lambda x: x, lambda x: x.numpy()))
+    assert all(np.array_equal(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))

@@ -192,3 +192,27 @@ def test_returns_cut_where_asked():
     value, episodes = returns(MOUNTAINCAR, Uniform(MOUNTAINCAR.actions), covariates, [3], episodes=2, seed=0, max_steps=7)
     assert value.tolist() == [[-7, -7]]
     assert not episodes.terminated.any()
+
+
+def test_a_model_or_policy_without_what_it_promises_is_refused():
+    class Mine:
+        def reset(self, agent):
+            pass
+
+        def act(self, view, *, generators):
+            return torch.ones((len(view.state), 1), dtype=torch.int64)
+
+    class Half:
+        members, past = 1, 0
+
+    covariates = agents(CARTPOLE, 5, seed=0)
+    with pytest.raises(ValueError, match=r"policy: expected one with past, reset, act \(contracts\.py\), got Mine without "
+                                         "past; add past = 0, if it needs no"):
+        returns(CARTPOLE, Mine(), covariates, [0], episodes=1, seed=0)
+    with pytest.raises(ValueError, match="policy: .* got the class Push itself without"):
+        returns(CARTPOLE, type("Push", (), {}), covariates, [0], episodes=1, seed=0)
+    with pytest.raises(ValueError, match="model: expected one with members, past, context, rollout .*, got Half without "
+                                         "context, rollout; add them"):
+        prediction_error(CARTPOLE, Half(), covariates, [0], Push(), episodes=1, seed=0)
+    with pytest.raises(ValueError, match="policy: expected one with reset, act .*, got Half without reset, act; add them"):
+        prediction_error(CARTPOLE, TrueEnv(CARTPOLE, covariates), covariates, [0], Half(), episodes=1, seed=0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from simulated import LINE, Noisy, Recogniser, Walk, logs
+from simulated import LINE, Alone, Noisy, Recogniser, Walk, logs
 
 from lowrank_rl.rl.simulator import Simulator
 from lowrank_rl.rl.simulator_counterfactual import _interval
@@ -149,3 +149,15 @@ def test_no_start_and_no_number():
             return torch.where(state > 2, torch.nan, super().predict(context, state, action))
     with pytest.raises(ValueError, match="agent 0: expected finite predictions, got NaN or Inf in 3 of 3 trajectories after 4"):
         world(Broken()).counterfactual(0, np.full(6, 2))
+
+
+def test_a_single_member_has_no_intervals_and_says_so(recwarn):
+    world().counterfactual(0, np.ones(3, dtype=int))
+    single = type("Single", (Noisy,), {"members": 1})
+    assert np.isfinite(world(single()).counterfactual(0, np.ones(3, dtype=int)).interval).all()      # its draws spread
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="intervals: expected an ensemble, got a model of one member, .* NaN; train") as told:
+        made = world(Alone()).counterfactual(0, np.ones(3, dtype=int))
+    assert told[0].filename == __file__
+    assert np.isnan(made.interval).all()
+    assert np.isfinite(made.mean).all()

@@ -47,6 +47,7 @@ def test_its_vector_form_is_a_loop_of_episodes(options):
         np.testing.assert_allclose(seen, other[0])
         np.testing.assert_allclose(reward, other[1], rtol=1e-6)
         np.testing.assert_array_equal(done, other[2])
+        assert one.reset_infos == loop.reset_infos      # of those that began anew, too
         for mine, theirs in zip(infos, other[3], strict=True):
             assert set(mine) == set(theirs)
             for name, value in mine.items():

@@ -80,7 +80,7 @@ def check_environment(episodes: Episodes, environment: Environment, where: Where
     refuse(ended & ~terminated, where, f"terminated: expected True wherever {name} ends",
            "mark these steps and let another episode begin behind them")
     _check_reward(episodes, environment, where)
-    if episodes.covariates.shape[1] == len(environment.covariate_names):
+    if environment.covariate_names and episodes.covariates.shape[1] == len(environment.covariate_names):
         _check_simulated(episodes, environment)
 
 

@@ -53,6 +53,12 @@ class Rows:
         part = self.frame[list(names)]
         if all(dtype.kind in "biu" for dtype in part.dtypes) and not part.isna().to_numpy().any():
             return part.to_numpy(dtype=np.int64)
+        for name in names:
+            text = sorted({x for x in part[name].dropna() if isinstance(x, str)}) if part[name].dtype.kind not in "biuf" else []
+            if text:
+                known = ", ".join(f"{x!r}: {i}" for i, x in enumerate(text[:3])) + (", ..." if len(text) > 3 else "")
+                raise ValueError(f"column {name!r}: expected numbers, got text such as {text[0]!r}; number the choices, "
+                                 f"frame[{name!r}] = frame[{name!r}].map({{{known}}}), which leaves blanks blank")
         return self.numbers(names)
 
     def flags(self, name: str, final: np.ndarray) -> np.ndarray:

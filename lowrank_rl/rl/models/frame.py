@@ -85,6 +85,8 @@ def checked(data: Transitions, agents: int, actions: Discrete | Box) -> Transiti
         ValueError: shapes that disagree, NaN or Inf, an agent out of range, an action outside the bounds, no steps.
     """
     check.count("agents", agents)
+    if not isinstance(data, Transitions):
+        raise ValueError(f"data: expected Transitions, got {type(data).__name__}; pass episodes.transitions()")
     data = Transitions(*(torch.as_tensor(x).cpu() for x in (data.agent, data.state, data.action, data.next_state)))
     check.shapes(agent=(data.agent, "B"), state=(data.state, "B D"), action=(data.action, "B A"),
                  next_state=(data.next_state, "B D"))

@@ -5,6 +5,8 @@
 which is a functional CP with a categorical agent mode. An ensemble of M such models is trained side by side.
 """
 
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -31,6 +33,9 @@ from lowrank_rl.tensor.bases import Expansion, PolynomialBasis
 from lowrank_rl.tensor.functional_checkpoint import EVERY, Checkpoint, fingerprint
 
 AGENT, STATE, ACTION = 0, 1, 2     # the modes
+FEW = 2_000           # updates in all that leave networks all but untrained,
+SMALL = 20            # where an epoch has so few batches that the usual number of epochs does not suffice;
+ENOUGH = 20_000       # and what to ask for instead
 
 
 @dataclass(frozen=True)
@@ -183,11 +188,15 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
     ``progress`` hears of each epoch or sweep ("epoch", "loss", ...), then of multi-step training ("update", "loss", ...).
     ``checkpoint`` is a file for unfinished training, beside which another one is kept for its second part.
 
+    Warns where logs are so few that the networks' epochs amount to a handful of updates, and of discrete actions that nobody
+    took, whose effect is then made up.
+
     Raises:
         ValueError: shapes that disagree, NaN or Inf, an agent out of range or without a transition, an action outside
             the bounds, exact solves with continuous actions or multi-step training, a loss that diverged.
     """
     data = _checked(data, agents, actions, config)
+    _warn(data, actions, config)
     D = data.state.shape[1]
     action_mode = Categorical(actions.n, init=config.init) if isinstance(actions, Discrete) else \
         Neural(actions.size, config.action_hidden, config.activation, config.precision)
@@ -233,6 +242,26 @@ def _checked(data: Transitions, agents: int, actions: Discrete | Box, config: Pe
     if config.exact and config.multistep:
         raise ValueError("multistep: expected None beside exact solves, got both; multi-step training goes with adam")
     return data
+
+
+def _warn(data: Transitions, actions: Discrete | Box, config: PerSimConfig) -> None:
+    """Tell of what trains without a complaint and predicts little."""
+    if isinstance(actions, Discrete):
+        never = (torch.bincount(data.action[:, 0], minlength=actions.n) == 0).nonzero()[:, 0].tolist()
+        if never:
+            warnings.warn(f"action: expected each of 0..{actions.n - 1} among the logged steps, got none with "
+                          f"{', '.join(map(str, never[:5]))}; what these do is made up, so do not plan with them", stacklevel=3)
+    if config.exact:
+        return
+    rows, adam = len(data.agent) - int(config.adam.held_out * len(data.agent)), config.adam
+    batches = math.ceil(rows / adam.batch)
+    updates = adam.epochs * batches + (config.multistep.updates if config.multistep else 0)
+    if updates < FEW and batches < SMALL:
+        batch = min(adam.batch, 128)
+        epochs = math.ceil(ENOUGH / math.ceil(rows / batch))
+        warnings.warn(f"adam: expected some {ENOUGH:,} updates, got {updates} ({adam.epochs} epochs of {batches} batches of "
+                      f"{adam.batch}), too few for networks to learn much; say AdamConfig(epochs={epochs}, batch={batch}), or "
+                      "use exact solves where actions are few", stacklevel=3)
 
 
 def _free(data: Transitions, walls: Contacts, agents: int) -> Transitions:

@@ -431,3 +431,13 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, package):
         with pytest.raises(ValueError, match=r"table: expected the packages pandas and pyarrow, got none; install them with "
                                              r"pip install 'lowrank_rl\[table\]'"):
             call()
+
+
+@pytest.mark.parametrize("kind", [object, "category", "string"])
+def test_choices_by_name_are_refused_with_numbers_for_them(kind):
+    """The last rows' blanks stay: the rows hold the states that were reached."""
+    frame = visits().assign(dose=pd.Series(["none", "pill", "pill", None, None], dtype=kind))
+    with pytest.raises(ValueError, match=r"column 'dose': expected numbers, got text such as 'none'; number the ch") as told:
+        from_frame(frame, PATIENT)
+    exec(str(told.value).split("choices, ")[1].split(", which")[0], {"frame": frame})
+    assert from_frame(frame, PATIENT)[0].action.tolist() == from_frame(visits(), PATIENT)[0].action.tolist()

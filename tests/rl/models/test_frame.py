@@ -89,6 +89,11 @@ def test_no_data_are_refused():
         checked(empty, 2, BOX)
 
 
+def test_what_are_no_transitions_is_refused_with_the_way_to_them():
+    with pytest.raises(ValueError, match=r"data: expected Transitions, got dict; pass episodes\.transitions\(\)"):
+        checked(vars(steps()), 2, BOX)
+
+
 def test_an_agent_without_steps_is_refused():
     data = steps()
     everyone(data, 1)

@@ -1,6 +1,7 @@
 """PerSim against its equation, on data of a known law, and at its doors."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from lowrank_rl.rl.contracts import Box, Discrete, EpisodeView, Transitions, fresh_view
 from lowrank_rl.rl.data import agents, collect
 from lowrank_rl.rl.envs import mountaincar
+from lowrank_rl.rl.models.multistep import MultiStep
 from lowrank_rl.rl.models.persim import ACTION, AGENT, STATE, Exact, PerSim, PerSimConfig, fit_persim
 from lowrank_rl.rl.policies.uniform import Uniform
 from lowrank_rl.rl.unroll import rollout
@@ -281,6 +283,46 @@ def test_a_state_that_is_no_number_is_refused(name, bad):
 def test_steps_that_do_not_fit_are_refused(change, text):
     with pytest.raises(ValueError, match=text):
         fit(replace(data(), **change))
+
+
+@pytest.mark.parametrize(("rows", "adam", "updates", "remedy"), [
+    (120, {"epochs": 100, "batch": 64}, 200, "epochs=10000, batch=64"),
+    (2000, {"epochs": 100, "batch": 512}, 400, "epochs=1250, batch=128"),
+    (600, {"epochs": 100, "batch": 32, "held_out": 0.5}, 1000, "epochs=2000, batch=32"),
+    (2000, {"epochs": 500, "batch": 512}, None, None),                    # 2,000 updates
+    (5000, {"epochs": 1, "batch": 128}, None, None)])                     # cut short, but not because logs are few
+def test_a_handful_of_updates_is_warned_of(recwarn, monkeypatch, rows, adam, updates, remedy):
+    """Only told, not trained: fitting begins behind the warning."""
+    monkeypatch.setattr(FunctionalCP, "fit", lambda self, *_, **__: self.__dict__.update(module_=None))
+    config = replace(SMALL, adam=AdamConfig(**adam))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        fit_persim(data(BOX, rows), 4, BOX, config, seed=0)
+    told = [str(one.message) for one in recwarn.list]
+    if updates is None:
+        assert not told
+    else:
+        assert len(told) == 1
+        assert told[0].startswith(f"adam: expected some 20,000 updates, got {updates} ({adam['epochs']} epochs of ")
+        assert f"say AdamConfig({remedy})" in told[0]
+        assert recwarn.list[0].filename == __file__
+
+
+def test_multi_step_updates_count_and_exact_solves_have_none(recwarn, monkeypatch):
+    monkeypatch.setattr("lowrank_rl.rl.models.persim.fit_multistep", lambda *_, **__: [])
+    state = data(BOX).state
+    follows = replace(data(BOX), agent=torch.arange(120) // 30, next_state=torch.cat([state[1:], state[-1:]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        fit(follows, BOX, replace(SMALL, multistep=MultiStep(horizon=2, updates=2000)))
+        fit(config=EXACT)
+    assert not recwarn.list
+
+
+def test_an_action_that_nobody_took_is_named():
+    steps = data(Discrete(2))
+    with pytest.warns(UserWarning, match=r"action: expected each of 0\.\.3 among the logged steps, got none with 2, 3; "):
+        fit(steps, Discrete(4), EXACT)
 
 
 def test_actions_of_another_width_are_refused():
