@@ -1,5 +1,6 @@
 """Draws results.md from the committed records: `python docs/results.py`."""
 
+import csv
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -111,7 +112,8 @@ def tables(records: Records) -> list[str]:
     """How much of each table of the paper has run, what is left of it, and what such cells took where one has run."""
     lines = ["## What has run, and what has not", "",
              f"Cells of `--table N --budget {BUDGET}` by environment: done of all. What is left has in brackets what a cell of",
-             "that method took, with its share of the training, where one has run. Tables 1 and 2 are columns of 6 to 11.",
+             "that method took, with its share of the training, where one has run; where none has, what a short probe says",
+             "([estimates](../results/estimates.csv)). Tables 1 and 2 are columns of 6 to 11.",
              "", "| table | done of all | left |", "|---|---|---|"]
     for number, suite in suites.TABLES.items():
         if suite.stage != "cells" or number in (1, 2):
@@ -135,9 +137,19 @@ def took(environment: str, method: str, records: Records) -> str:
     mine = [record for cell, record in records[environment].items() if record.status == "done" and
             (cell.method, cell.budget, cell.settings) == (method, BUDGET, SETTINGS)]
     if not mine:
-        return ""
+        return probed(environment, method)
     seconds = [record.seconds + (record.training.get("seconds") or 0.0) / len(suites.ALL) for record in mine]
     return f" ({duration(sum(seconds) / len(seconds))})"
+
+
+def probed(environment: str, method: str) -> str:
+    """What a cell that never ran would take, where benchmarks/estimates.py has probed it."""
+    with (ROOT / "results" / "estimates.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if (row["environment"], row["method"]) == (environment, method):
+                seconds = float(row["training seconds"]) / len(suites.ALL) + float(row["acting seconds"])
+                return f" (probe: {duration(seconds)})"
+    return ""
 
 
 if __name__ == "__main__":

@@ -76,6 +76,16 @@ def test_a_whole_page_is_what_its_code_prints(page, pages, tmp_path):
     assert {Path(name).name for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)} == drawn
 
 
+@pytest.mark.slow
+def test_the_simulators_of_the_intervals_page_run_with_fewer_agents(pages, tmp_path):
+    text = (DOCS / "tools" / "intervals.md").read_text()
+    for large, small in (("500", "40"), ("(5, 105)", "(5, 15)"), ("(16, 16)", "(4, 4)")):
+        assert large in text
+        text = text.replace(large, small)
+    assert "mountaincar" in pages.run(text)
+    assert {path.name for path in (tmp_path / "images").glob("*.png")} == {"intervals-example.png", "intervals-simulators.png"}
+
+
 @pytest.mark.parametrize("page", THEORY, ids=ids(THEORY))
 def test_the_example_of_a_theory_page_prints_what_the_page_says(page):
     parts = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", page.read_text(), re.DOTALL)

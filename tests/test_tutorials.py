@@ -31,7 +31,7 @@ def assert_same(old: str, new: str) -> None:
 
 def test_first_blocks_print_what_the_text_says(completion):
     text = completion.TEXT.read_text()
-    assert_same(text, completion.run(text, blocks=2))
+    assert_same(text, completion.run(text, blocks=4))
 
 
 @pytest.mark.slow

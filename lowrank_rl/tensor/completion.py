@@ -33,6 +33,7 @@ SOLVERS = ("als", "lm", "ccd")
 INITS = ("spectral", "random")
 ENGINES = ("local", "ray")
 WILD = 2.0                 # times the largest value is more than a row's root mean square can be; good fits reach some 0.5
+OUT_OF_REACH = 0.25        # of the values' sum of squares may be negative ones before a non-negative model is doubted
 LIKELY_MODE = 10_000_000   # larger row numbers that are also 100 times the number of entries are labels, not rows
 
 
@@ -51,7 +52,8 @@ class CPCompletion(RegressorMixin, BaseEstimator):
     once. Rows of a mode without any entry get the mean of the mode's other rows; ``unobserved_`` names them.
 
     A scikit-learn regressor: ``clone``, ``GridSearchCV``, ``cross_val_score`` and pipelines take it; pass ``shape`` there,
-    since a fold may lack the last row of a mode. Of ``check_estimator`` one check fails, and must:
+    since a fold may lack the last row of a mode, and ``cv=KFold(3, shuffle=True)``, since entries mostly come sorted, and
+    folds of sorted ones are whole rows. Of ``check_estimator`` one check fails, and must:
     check_sample_weight_equivalence_on_dense_data passes fractions as coordinates. There is no ``set_output``, as in any
     regressor: it sets the container of transformed features, and this gives values.
 
@@ -135,6 +137,7 @@ class CPCompletion(RegressorMixin, BaseEstimator):
             problem, start = self._problem(*parts, scale)
             self._check_engine(stream)
             self._warn_of_little_data(problem, len(problem.value if stream is None else stream))
+            self._warn_of_negative_values(problem, scale)
             run = Run(self, problem, scale, None if stream is None else stream.scaled(scale))
             self._keep(run, run.solve(start))
         except BaseException:
@@ -360,6 +363,17 @@ class CPCompletion(RegressorMixin, BaseEstimator):
             warnings.warn(f"rank {self.rank} has {unknown} free numbers, more than the {count} observed entries: "
                           "they cannot be determined; lower the rank, or choose regularization by cross-validation",
                           stacklevel=3)
+
+    def _warn_of_negative_values(self, problem: Problem, scale: float) -> None:
+        """Where no factor may be negative, no prediction is: what values below 0 add to the squares stays unexplained."""
+        if not all(problem.non_negative) or problem.value.min() >= 0:
+            return
+        below = entries.root_mean_square(np.minimum(problem.value, 0.0), problem.weight)
+        share = (below / scale) ** 2
+        if share > OUT_OF_REACH:
+            remedy = "pass non_negative=False" + (", or fit -y" if problem.value.max() <= 0 else "")
+            warnings.warn(f"non_negative: {share:.0%} of the values' sum of squares are negative values, where such a model "
+                          f"can say no less than 0; {remedy}", stacklevel=3)
 
 
 def _start_from(name: str, cp: CP, problem: Problem, scale: float) -> Factors:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lowrank_rl import check
 from lowrank_rl.tensor.foldin_solve import Entries, Prior, Sums, keep_all, set_aside, set_aside_next, solve
-from lowrank_rl.tensor.functional import FunctionalCP, FunctionalModule
+from lowrank_rl.tensor.functional import FunctionalCP, FunctionalModule, check_fitted
 from lowrank_rl.tensor.modes import Categorical
 from lowrank_rl.tensor.observed import numbers
 
@@ -178,11 +178,11 @@ def add_row(model: FunctionalCP, *new: NewRow) -> FunctionalCP:
     Raises:
         ValueError: no row, rows of several modes, or of a model of another size.
     """
+    for row in new:
+        _check_row(model, row)
     if len({row.mode for row in new}) != 1:
         raise ValueError(f"new: expected rows of one mode, got {len(new)} rows of modes {sorted({r.mode for r in new})}; "
                          "add one mode's after the other's")
-    for row in new:
-        _check_row(model, row)
     rows = model.module_.modes[new[0].mode].rows().detach()
     return with_rows(model, new[0].mode, torch.cat([rows, torch.stack([row.row for row in new], 1).to(rows)], 1))
 
@@ -294,8 +294,7 @@ def _noise(model: FunctionalCP) -> float:
 
 
 def _modes(model: FunctionalCP) -> Sequence[Any]:
-    if not isinstance(model, FunctionalCP) or not hasattr(model, "module_"):
-        raise ValueError(f"model: expected a fitted FunctionalCP, got {type(model).__name__} without a fit; call fit first")
+    check_fitted(model)
     return model.fitted_params_["modes"]
 
 

@@ -102,7 +102,10 @@ class FunctionalCP:
     Learned: ``module_`` (torch), ``solver_`` (what fitted it), ``history_`` (a dict per epoch or sweep), ``stopped_`` (why
     training ended), ``n_iter_``, ``fitted_params_`` (the parameters as they were then).
     Arrays may be NumPy, pandas or torch; predictions come back as tensors if coordinates were tensors.
-    scikit-learn's ``clone`` works; its base class is not inherited, because importing it costs a second.
+    scikit-learn's ``clone`` works, but ``cross_val_score`` and ``GridSearchCV`` cannot cut X, one array per mode, into folds:
+
+    >>> for known, held in KFold(5, shuffle=True).split(y):
+    ...     clone(model).fit([x[known] for x in X], y[known]).score([x[held] for x in X], y[held])
     """
     modes: Sequence[Mode]              # Categorical, Fourier, Spline, Polynomial or Neural, at least two
     rank: int                          # R, the number of terms
@@ -136,14 +139,14 @@ class FunctionalCP:
             checkpoint: a file in which unfinished training is kept, so that the same call resumes after a kill.
 
         Raises:
-            ValueError: shapes that disagree, NaN or Inf, an index out of range, no entries, a rank or members below 1.
+            ValueError: shapes that disagree, NaN or Inf, an index out of range, no entries, a rank or members below 1. An
+                earlier fit then stays as it was.
         """
-        vars(self).pop("fitted_params_", None)
         output_mode = self._check_parameters()
-        coordinates, target = self._check_entries(X, y)
+        coordinates, target = self._check_entries(X, y, self.modes, self.outputs)
         module = FunctionalModule(self.modes, self.rank, self.outputs, output_mode, self.members,
                                   generator=rng.stream(self.random_state, "functional", "init"))
-        solver = self.solver_ = self._solver(coordinates, target)
+        solver = self._solver(coordinates, target)
         if isinstance(solver, ALSConfig) and not self._has_networks():
             module.double()
         module.prepare(coordinates, target, self.normalize)
@@ -157,8 +160,8 @@ class FunctionalCP:
             module.noise.fill_(fit.history[-1]["loss"])
         else:
             fit = fit_als(module, scaled, target, solver, checkpoint=checkpoint, **common)
-        self.module_, self.history_, self.stopped_, self.n_iter_ = module, fit.history, fit.stopped, len(fit.history)
-        self.fitted_params_ = self.get_params()
+        self.module_, self.solver_, self.history_, self.stopped_ = module, solver, fit.history, fit.stopped
+        self.n_iter_, self.fitted_params_ = len(fit.history), self.get_params()
         return self
 
     def predict(self, X: Sequence[Any]) -> Any:
@@ -171,6 +174,7 @@ class FunctionalCP:
 
     def score(self, X: Sequence[Any], y: Any) -> float:
         """R2 over all outputs together, 1 - sum of squared errors / sum of squared deviations from the mean."""
+        self._check_fitted()
         _, target = self._check_entries(X, y)
         prediction = self._predict(X).mean(0).double().cpu().reshape(target.shape)
         residual = (target - prediction).square().sum()
@@ -271,12 +275,13 @@ class FunctionalCP:
             errors.append(float((prediction.cpu() - target[held_out]).square().mean()))
         return candidates[int(np.argmin(errors))]
 
-    def _check_coordinates(self, X: Sequence[Any]) -> list[Tensor]:
-        modes = self.modes if not hasattr(self, "fitted_params_") else self.fitted_params_["modes"]
+    def _check_coordinates(self, X: Sequence[Any], modes: Sequence[Mode] | None = None) -> list[Tensor]:
+        """One tensor per mode, as the modes want them: those of the fit unless others are given."""
+        modes = self.fitted_params_["modes"] if modes is None else modes
         if not isinstance(X, Sequence) or len(X) != len(modes):
             got = len(X) if isinstance(X, Sequence) else type(X).__name__
             raise ValueError(f"X: expected {len(modes)} coordinate arrays, one per mode, got {got}")
-        coordinates = [mode.coordinate(f"X[{k}]", _tensor(f"X[{k}]", x))
+        coordinates = [mode.coordinate(f"X[{k}]", _tensor(f"X[{k}]", x, mode))
                        for k, (mode, x) in enumerate(zip(modes, X, strict=True))]
         lengths = {len(x) for x in coordinates}
         if len(lengths) > 1:
@@ -285,12 +290,14 @@ class FunctionalCP:
             raise ValueError("X: expected at least one entry, got none")
         return coordinates
 
-    def _check_entries(self, X: Sequence[Any], y: Any) -> tuple[list[Tensor], Tensor]:
-        coordinates = [x.cpu().double() if x.is_floating_point() else x.cpu() for x in self._check_coordinates(X)]
+    def _check_entries(self, X: Sequence[Any], y: Any, modes: Sequence[Mode] | None = None,
+                       outputs: int | None = None) -> tuple[list[Tensor], Tensor]:
+        coordinates = [x.cpu().double() if x.is_floating_point() else x.cpu() for x in self._check_coordinates(X, modes)]
+        outputs = self.module_.outputs if outputs is None else outputs
         target = _tensor("y", y).cpu().double()
         target = target[:, None] if target.ndim == 1 else target
-        if target.shape != (len(coordinates[0]), self.outputs):
-            raise ValueError(f"y: expected shape ({len(coordinates[0])}, {self.outputs}) (entries, outputs), "
+        if target.shape != (len(coordinates[0]), outputs):
+            raise ValueError(f"y: expected shape ({len(coordinates[0])}, {outputs}) (entries, outputs), "
                              f"got {tuple(target.shape)}")
         check.finite("y", target)
         return coordinates, target
@@ -301,7 +308,7 @@ class FunctionalCP:
         coordinates = [x.to(self.module_.center.device) for x in self._check_coordinates(X)]
         chunks = zip(*(x.split(65536) for x in coordinates), strict=True)   # bounds the memory of hidden layers
         out = torch.cat([self.module_.predict(chunk) for chunk in chunks], dim=1)
-        return out.squeeze(-1) if self.outputs == 1 else out
+        return out.squeeze(-1) if self.module_.outputs == 1 else out
 
     @staticmethod
     def _give_back(X: Sequence[Any], out: Tensor) -> Any:
@@ -312,13 +319,27 @@ class FunctionalCP:
         if not hasattr(self, "module_"):
             raise ValueError("FunctionalCP: expected a fitted model, got one without data; call fit first")
 
+    def __sklearn_tags__(self) -> None:
+        raise ValueError("FunctionalCP: expected to be fitted by hand, got a call from scikit-learn, which cannot cut one "
+                         "array per mode into folds; loop over KFold(5, shuffle=True).split(y) as its docstring shows")
 
-def _tensor(name: str, x: Any) -> Tensor:
+
+def check_fitted(model: Any) -> None:
+    """Refuse what is no FunctionalCP, and one that was not fitted."""
+    if not isinstance(model, FunctionalCP):
+        raise ValueError(f"model: expected a FunctionalCP, got {type(model).__name__}; a table of categories is one, too: fit "
+                         "FunctionalCP([Categorical(n) for n in shape], rank=R) to its entries")
+    model._check_fitted()
+
+
+def _tensor(name: str, x: Any, mode: Mode | None = None) -> Tensor:
     if isinstance(x, Tensor):
         return x.detach().contiguous()   # equal numbers, equal bits, whatever the layout in memory
     array = np.asarray(x)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{name}: expected numbers, got an array of {array.dtype}; encode categories as integers 0..n-1")
+        remedy = "convert them" if mode is None else "encode categories as integers 0..n-1" if isinstance(mode, Categorical) \
+            else "turn dates into numbers, such as days since the first, or make this mode a Categorical"
+        raise ValueError(f"{name}: expected numbers, got an array of {array.dtype}; {remedy}")
     return torch.from_numpy(np.array(array, order="C"))
 
 

@@ -172,7 +172,11 @@ class Observed:
         return tensor
 
     def encode(self, columns: Sequence[Any]) -> np.ndarray:
-        """K columns of labels -> coordinates (B, K). A mode without labels takes its row numbers."""
+        """K columns of labels -> coordinates (B, K). A mode without labels takes its row numbers.
+
+        A list of columns, or a pandas DataFrame, pyarrow Table or mapping with these columns alone, in the modes' order.
+        """
+        columns = _columns(columns)
         if len(columns) != len(self.shape):
             raise ValueError(f"columns: expected one for each of {len(self.shape)} modes, got {len(columns)}")
         arrays = [label_column(f"column {k}", column) for k, column in enumerate(columns)]
@@ -220,12 +224,15 @@ class Observed:
                                 write_page_checksum=True)
 
     def counts(self, k: int) -> np.ndarray:
-        """How many entries each row of mode k has: (size of mode k,)"""
+        """How many entries each row of mode k has: (size of mode k,). k is the mode's place in ``shape``, from 0."""
         (k,) = self._modes("k", k)
         return np.bincount(self.index[:, k], minlength=self.shape[k])
 
     def unobserved(self, k: int) -> np.ndarray:
-        """The numbers of the rows of mode k without any entry; a fit knows nothing of them but its prior."""
+        """The numbers of the rows of mode k without any entry; a fit knows nothing of them but its prior.
+
+        k is the mode's place in ``shape``, from 0; ``labels[k][observed.unobserved(k)]`` are their labels, if it has any.
+        """
         return np.flatnonzero(self.counts(k) == 0)
 
     def split(self, fraction: float, *, seed: int, by: int | Sequence[int] | None = None) -> tuple[Observed, Observed]:
@@ -376,6 +383,13 @@ def _column_names(modes: Sequence[str], value: str, weight: str | None) -> dict[
         raise ValueError("modes: expected a list of at least two columns, all different and none of them "
                          f"{' or '.join(map(repr, others))}, got {modes!r}")
     return {name: f"column {name!r}" for name in [*modes, *others]}
+
+
+def _columns(table: Any) -> list[Any]:
+    """The columns of a table; what is no table is a sequence of columns already."""
+    if hasattr(type(table), "column_names"):   # pyarrow
+        return list(table.columns)
+    return [column for _, column in table.items()] if hasattr(type(table), "items") else list(table)
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank_rl.tensor.functional import FunctionalCP
+from lowrank_rl.tensor.functional import FunctionalCP, check_fitted
 
 
 def derivative(model: FunctionalCP, X: Sequence[Any], mode: int) -> Any:
@@ -20,7 +20,7 @@ def derivative(model: FunctionalCP, X: Sequence[Any], mode: int) -> Any:
     Raises:
         ValueError: a model that is not fitted, bad coordinates, no such mode, a Categorical one.
     """
-    model._check_fitted()
+    check_fitted(model)
     module = model.module_
     coordinates = [x.to(module.center.device) for x in model._check_coordinates(X)]
     if isinstance(mode, bool) or mode not in range(len(coordinates)):

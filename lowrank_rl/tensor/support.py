@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lowrank_rl import check
 from lowrank_rl.rng import numpy_stream
-from lowrank_rl.tensor.functional import FunctionalCP
+from lowrank_rl.tensor.functional import FunctionalCP, check_fitted
 
 SUBSAMPLE = 20_000     # coordinates among which centres are looked for; the radius reaches all
 SHARE, FEW = 8, 4      # a centre for so many different coordinates, so that new ones of the same kind lie in a ball too
@@ -46,7 +46,7 @@ class Support:
         Raises:
             ValueError: a model that is not fitted, bad coordinates, no centres.
         """
-        model._check_fitted()
+        check_fitted(model)
         check.count("centres", centres)
         check.count("seed", seed, 0)
         found, radii = [], []

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lowrank_rl import check
-from lowrank_rl.tensor.functional import FunctionalCP
+from lowrank_rl.tensor.functional import FunctionalCP, check_fitted
 from lowrank_rl.tensor.posterior import Posterior, posterior
 
 METHODS = ("both", "laplace", "ensemble")
@@ -55,10 +55,10 @@ class Intervals:
             draws: from the posterior. An interval's width is off by about 1 / sqrt(2 draws) where the posterior dominates.
 
         Raises:
-            ValueError: a model that is not fitted, bad entries (as ``FunctionalCP.fit``), the training entries held out, an
-                unknown method, "ensemble" of one member, fewer than 2 draws.
+            ValueError: a model that is not fitted or no FunctionalCP, bad entries (as ``FunctionalCP.fit``), the training
+                entries held out, an unknown method, "ensemble" of one member, fewer than 2 draws.
         """
-        model._check_fitted()
+        check_fitted(model)
         model = copy.copy(model)      # so that fitting it again leaves these intervals alone
         check.known("method", method, METHODS)
         check.count("draws", draws, 2)

@@ -182,6 +182,20 @@ def test_non_negative_data_come_back_non_negative():
     np.testing.assert_allclose(everywhere(model), truth.dense().ravel(), rtol=1e-3, atol=1e-3)
 
 
+def test_values_that_no_non_negative_model_reaches_are_told():
+    X, y, _ = planted(positive=True)
+    with pytest.warns(UserWarning, match=r"non_negative: 100% of the values' sum of squares are negative .*, or fit -y"):
+        quick(non_negative=True).fit(X, -y)
+    half = np.where(np.arange(len(y)) % 2, 1.0, -1.0)     # half of the squares are of negative values
+    with pytest.warns(UserWarning, match=r"non_negative: 50% of the .* pass non_negative=False$"):
+        quick(non_negative=True).fit(X, half)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        quick(non_negative=True).fit(X, y - 0.05)         # some noise around 0
+        quick(non_negative=[True, True, False]).fit(X, -y)
+    assert not [w for w in told if "sum of squares" in str(w.message)]
+
+
 def test_regularization_shrinks_and_can_differ_by_mode():
     X, y, _ = planted(noise=0.5)
     sizes = [quick(regularization=ridge, tol=1e-9).fit(X, y).cp_.norm() for ridge in (0.0, 1.0, 10.0, 1e4)]

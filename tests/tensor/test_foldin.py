@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lowrank_rl.rng import numpy_stream
-from lowrank_rl.tensor import AdamConfig, Categorical, FunctionalCP, Neural, foldin
+from lowrank_rl.tensor import AdamConfig, Categorical, CPCompletion, FunctionalCP, Neural, foldin
 from lowrank_rl.tensor.foldin import add_row, fold_in, fold_in_groups, set_row, update_row
 from lowrank_rl.tensor.functional_als import ALSConfig
 from lowrank_rl.tensor.modes import Polynomial, Spline
@@ -387,8 +387,11 @@ def test_other_bad_input_is_one_sentence():
     model, X, y = planted(), coordinates(5), np.zeros((5, 2))
     new = fold_in(model, 0, X, y)
     bare = FunctionalCP([Categorical(3), Categorical(3)], rank=1)
-    with pytest.raises(ValueError, match="expected a fitted FunctionalCP"):
+    with pytest.raises(ValueError, match="FunctionalCP: expected a fitted model, got one without data; call fit first"):
         fold_in(bare, 0, [[0]], [1.0])
+    table = CPCompletion(1, n_restarts=1).fit([[0, 0], [0, 1], [1, 0]], [1.0, 2, 3])
+    with pytest.raises(ValueError, match="model: expected a FunctionalCP, got CPCompletion; a table of categories is one, too"):
+        fold_in(table, 0, [[0]], [1.0])
     tables = FunctionalCP([Categorical(3), Categorical(3)], rank=1).fit(([0, 1, 2], [0, 1, 2]), [1.0, 2, 3])
     with pytest.raises(ValueError, match="mode: expected one that does not carry the outputs, got 1"):
         fold_in(tables, 1, [[0]], [1.0])
@@ -400,6 +403,9 @@ def test_other_bad_input_is_one_sentence():
             grown()
     with pytest.raises(ValueError, match="new: expected what fold_in returns, got Tensor"):
         update_row(model, new.row, X, y)
+    for grown in (lambda: add_row(model, np.zeros(3)), lambda: set_row(model, 0, np.zeros(3))):
+        with pytest.raises(ValueError, match="new: expected what fold_in returns, got ndarray"):
+            grown()
     with pytest.raises(ValueError, match="expected rows of one mode, got 0"):
         add_row(model)
     with pytest.raises(ValueError, match=r"number: expected integers 0..59, got values 60..60"):

@@ -10,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.metrics import r2_score
+from sklearn.model_selection import cross_val_score
 from torch import Tensor
 
 from lowrank_rl.rng import numpy_stream, stream
-from lowrank_rl.tensor import CP, AdamConfig, Categorical, FunctionalCP, Neural
+from lowrank_rl.tensor import CP, AdamConfig, Categorical, FunctionalCP, Neural, Spline
+from lowrank_rl.tensor.foldin import fold_in
 from lowrank_rl.tensor.functional import FunctionalModule
+from lowrank_rl.tensor.uncertainty import Intervals
 
 AGENTS, STATE, ACTIONS = Categorical(6), Neural(2, hidden=(7,)), Categorical(3)
 QUICK = AdamConfig(epochs=3, batch=32, learning_rate=1e-2)
@@ -286,6 +289,32 @@ def test_fitting_again_forgets_the_first_fit():
     np.testing.assert_array_equal(model.fit(X, y).predict(X), small().fit(X, y).predict(X))
 
 
+@pytest.mark.parametrize("spoil", [lambda X, y, model: model.fit(X, y[:10]),
+                                   lambda X, y, model: model.set_params(rank=0).fit(X, y),
+                                   lambda X, y, model: model.set_params(outputs=1).fit(X, y)])
+def test_a_refused_fit_leaves_the_last_one_whole(spoil, tmp_path):
+    X, y = tables(60)
+    model = small().fit(X, y)
+    before = model.predict(X)
+    with pytest.raises(ValueError, match="expected"):
+        spoil(X, y, model)
+    np.testing.assert_array_equal(model.predict(X), before)
+    assert model.score(X, y) == small().fit(X, y).score(X, y)
+    model.save(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(FunctionalCP.load(tmp_path / "model.safetensors").predict(X), before)
+    assert fold_in(model, 0, X[1:], y).observations == 60
+    held, y_held = tables(60, seed=1)
+    assert Intervals.fit(model, X, y, held, y_held, draws=2).predict(X)[0].shape == y.shape
+
+
+def test_a_refused_fit_before_any_other_leaves_nothing():
+    X, y = tables(60)
+    model = small()
+    with pytest.raises(ValueError, match="y: expected shape"):
+        model.fit(X, y[:10])
+    assert not [name for name in vars(model) if name.endswith("_")]
+
+
 def test_fitting_leaves_the_callers_arrays_alone():
     X, y = tables(60)
     kept = [x.copy() for x in (*X, y)]
@@ -374,6 +403,18 @@ def test_bad_entries_are_refused(spoil, message):
         small().fit(X, y)
     with pytest.raises(ValueError, match=message):
         fitted_once(*tables()).score(X, y)
+
+
+@pytest.mark.parametrize("dates", [np.array(["2024-01-01", "2024-01-02"]), pd.date_range("2024-01-01", periods=2)])
+def test_dates_are_said_to_be_no_numbers_yet(dates):
+    with pytest.raises(ValueError, match=r"X\[1\]: expected numbers, got .*; turn dates into numbers, such as days since"):
+        FunctionalCP([Categorical(2), Spline(1)], rank=1).fit(([0, 1], dates), [1.0, 2.0])
+
+
+def test_scikit_learns_loops_are_told_what_to_do_instead():
+    X, y = tables(20)
+    with pytest.raises(ValueError, match=r"FunctionalCP: expected to be fitted by hand, got .*; loop over KFold"):
+        cross_val_score(small(), np.stack([X[0], X[2]], 1), y)
 
 
 @pytest.mark.parametrize(("spoil", "message"), BAD_X)

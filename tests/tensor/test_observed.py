@@ -558,6 +558,15 @@ def test_from_table_refuses(change, options, text):
         Observed.from_table(TABLE | change, **({"modes": MODES, "value": "effect"} | options))
 
 
+@pytest.mark.parametrize("make", [pd.DataFrame, pa.table, dict], ids=["pandas", "pyarrow", "dict"])
+def test_a_table_of_labels_is_encoded_as_its_columns_are(make):
+    observed = Observed.from_table(TABLE, MODES, "effect")
+    table = make({name: TABLE[name] for name in MODES})
+    np.testing.assert_array_equal(observed.encode(table), observed.index)
+    with pytest.raises(ValueError, match="columns: expected one for each of 3 modes, got 4"):
+        observed.encode(make(TABLE))
+
+
 def test_encode_and_decode_refuse():
     observed = Observed.from_table(TABLE, MODES, "effect")
     with pytest.raises(ValueError, match="columns: expected one for each of 3 modes, got 1"):

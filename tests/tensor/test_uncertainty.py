@@ -11,12 +11,15 @@ from matplotlib import pyplot as plt
 from lowrank_rl.rl import data
 from lowrank_rl.rl.bench import cases
 from lowrank_rl.rng import numpy_stream
+from lowrank_rl.tensor import CPCompletion
 from lowrank_rl.tensor.functional import FunctionalCP
 from lowrank_rl.tensor.functional_adam import AdamConfig
 from lowrank_rl.tensor.functional_als import ALSConfig
 from lowrank_rl.tensor.modes import Categorical, Fourier, Neural, Polynomial, Spline
 from lowrank_rl.tensor.plots.uncertainty import plot_calibration
 from lowrank_rl.tensor.posterior import posterior
+from lowrank_rl.tensor.sensitivity import derivative
+from lowrank_rl.tensor.support import Support
 from lowrank_rl.tensor.uncertainty import METHODS, Intervals
 
 SOLVER = ALSConfig(regularization=1e-3, sweeps=40)
@@ -290,6 +293,11 @@ def test_what_is_refused():
     model, (train, held, new) = fitted(mixed, 0, 300, 200, 20, members=1)
     with pytest.raises(ValueError, match="call fit first"):
         Intervals.fit(FunctionalCP(model.modes, rank=2), *train, *held)
+    table = CPCompletion(1, n_restarts=1).fit([[0, 0], [0, 1], [1, 0]], [1.0, 2, 3])
+    for use in (lambda: Intervals.fit(table, *train, *held), lambda: Support.of(train[0], table),
+                lambda: derivative(table, train[0], 1)):
+        with pytest.raises(ValueError, match="model: expected a FunctionalCP, got CPCompletion; a table of categories is one"):
+            use()
     with pytest.raises(ValueError, match="unknown method 'bayes'; known: both, laplace, ensemble"):
         Intervals.fit(model, *train, *held, method="bayes")
     with pytest.raises(ValueError, match="for a model of one member, got 'ensemble'; fit with members=5"):

@@ -104,9 +104,11 @@ def from_frame(frame: pandas.DataFrame, columns: Columns | None = None, *, envir
         environment: if known, ends, rewards and actions are compared with it; a table without rewards gets its.
 
     Raises:
-        ValueError: a column is missing, blank, not numeric or contradicts the others; the table is empty; or its rows
-            are not aligned (see ``alignment``).
+        ValueError: no data frame; a column is missing, blank, not numeric or contradicts the others; the table is empty; or
+            its rows are not aligned (see ``alignment``).
     """
+    if not hasattr(frame, "attrs"):
+        raise ValueError(f"frame: expected a pandas DataFrame, got {type(frame).__name__}; pass pandas.DataFrame(...) of it")
     own = _about(frame, environment)
     columns = _columns(frame, columns, own, environment)
     chained = check_names(frame, columns.state, columns.action, columns.covariates, columns.next_state,

@@ -441,3 +441,8 @@ def test_choices_by_name_are_refused_with_numbers_for_them(kind):
         from_frame(frame, PATIENT)
     exec(str(told.value).split("choices, ")[1].split(", which")[0], {"frame": frame})
     assert from_frame(frame, PATIENT)[0].action.tolist() == from_frame(visits(), PATIENT)[0].action.tolist()
+
+
+def test_what_is_no_frame_is_refused():
+    with pytest.raises(ValueError, match=r"frame: expected a pandas DataFrame, got dict; pass pandas.DataFrame\(...\) of it"):
+        from_frame({"agent": [0], "state_0": [1.0]})
