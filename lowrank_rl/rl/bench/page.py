@@ -16,8 +16,8 @@ NAMES = {"mountaincar": "MountainCar", "cartpole": "CartPole", "halfcheetah": "H
 MARKS = {"better": "▲", "within": "≈", "worse": "▼"}
 PICTURES = {     # what a picture shows, by the end of its name, in the order of the page
     "returns": "Return of each agent and method: every episode a dot, our mean a bar, the paper's mean a black line",
-    "trajectories": "Predicted against true states of one test episode of each agent; the band spans all members",
-    "error": "Error after 1, 2, ... predicted steps",
+    "trajectories": "Predicted against true states of one test episode of each agent, to its end; the band: all members",
+    "error": "Error after 1, 2, ... predicted steps, as far as episodes went",
     "scarcity": "Return by how many agents were logged: ours with the deviation over seeds, the paper's dashed",
     "adaptation": "Error for unseen agents by how many of their own first steps were shown; lines: what was shown no steps",
     "latent": "Learned agent rows, flattened by PCA and t-SNE and coloured by covariates that training never saw",

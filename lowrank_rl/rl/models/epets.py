@@ -3,7 +3,8 @@
     next_state - state ~ N(mean, variance),      [mean, log variance] = network(state, action, u(agent))
 
 PETS (Chua and others 2018) with a learned vector u for each agent, which enters as any input does, where PerSim multiplies
-factors of agent, state and action. What PerSim is better by is what the factorisation is worth.
+factors of agent, state and action. Beside PerSim with networks (benchmarks/factorisation.py) it says what the factors alone are
+worth; beside ``best``, what exact solves are, which the factors make possible.
 Differs: members differ by their start and batches, as PerSim's do; PETS draws a bootstrap sample for each.
 """
 
