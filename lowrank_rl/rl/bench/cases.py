@@ -77,7 +77,7 @@ class Method:
 
 METHODS = {
     "persim": Method(True, True, True),   # PerSim: one simulator per agent by functional tensor completion, then MPC
-    "pooled": Method(True, True, False),   # the same ensemble and planner without an agent input
+    "pooled": Method(True, True, False),   # one simulator for all agents, otherwise the same
     "true-env-mpc": Method(False, True, True),   # the same planner with the true dynamics
     "cloned": Method(True, False, True),   # each agent's logged policy, learned from all logs together (``best`` HalfCheetah)
     "uniform": Method(False, False, False),   # uniformly random actions
