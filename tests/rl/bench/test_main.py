@@ -251,6 +251,7 @@ def test_a_foreign_data_set_is_refused(finished, tmp_path, capsys):
 
 
 def test_two_shards_merged_are_the_whole(finished, no_pictures, tmp_path, monkeypatch, capsys):
+    whole = Store(finished("cartpole")[0]).load()     # before nothing may run
     few = ("--methods", "persim", "pooled", "uniform", "--agents", "1", "2")
     one, two, out = (tmp_path / name for name in ("one", "two", "out"))
     for number, folder in enumerate((one, two), start=1):
@@ -264,12 +265,26 @@ def test_two_shards_merged_are_the_whole(finished, no_pictures, tmp_path, monkey
     monkeypatch.setattr(bench, "run_tasks", lambda *what: pytest.fail("something ran"))
     assert bench.main(command("cartpole", out, *few)) == 0
     assert "6 cells, 6 of them done before" in capsys.readouterr().out
-    whole = Store(finished("cartpole")[0]).load()
     for cell, record in Store(out).load().items():
         assert comparable(record) == comparable(whole[cell])
     assert {path for path in files(out) if path.parts[0] in ("data", "models", "traces")} == {
         path for folder in (one, two) for path in files(folder) if path.parts[0] in ("data", "models", "traces")}
     assert "--merge: expected --out beside it" in refused(capsys, ["--merge", str(one)])
+    named = ["--merge", str(one), "--out", str(out), "--env", "cartpole"]
+    assert "--merge: expected no --env beside it" in refused(capsys, named)
+
+
+def test_a_baseline_is_probed_once_for_all_sizes_of_data(tmp_path, monkeypatch, capsys):
+    """It makes as many updates from few agents; PerSim's solves grow with what was logged."""
+    probed = []
+
+    def probe(cell, device):
+        probed.append((cell.method, cell.dataset))
+        return 1.0, 1.0
+    monkeypatch.setattr("lowrank_rl.rl.bench.estimate.seconds", probe)
+    assert bench.main(["--env", "cartpole", "--budget", "small", "--methods", "persim", "bcq-p", "--datasets", "pure",
+                       "pure-of-50", "--out", str(tmp_path), "--list"]) == 0
+    assert sorted(probed) == [("bcq-p", "pure"), ("persim", "pure"), ("persim", "pure-of-50")]
 
 
 def test_a_table_and_a_figure_run_what_they_need(tmp_path, monkeypatch, capsys):
@@ -292,6 +307,8 @@ def test_a_table_and_a_figure_run_what_they_need(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "data set      cartpole / random, seed 0" in said
     assert "paper, Table 5" in said
+    page = (tmp_path / "runs" / "cartpole" / "report-cartpole-tiny-best.html").read_text()     # though no cell ran
+    assert "data set      cartpole / random, seed 0" in page
     assert Store(tmp_path / "runs" / "cartpole").load() == {}
     assert bench.main(["--table", "5", *quick, "--list"]) == 0
     said = capsys.readouterr().out

@@ -215,6 +215,9 @@ def test_footnotes_tell_what_stands_behind_the_numbers():
     other = cell(dataset="pure")
     assert "best: 2 seed(s) of random, 1 seed(s) of pure, 500 agents" in footnotes(
         CAR, [*mine, other], records | {other: done(other, [-50.0])})
+    less = cell(method="bcq-p", dataset="random")
+    assert "best: 1 to 2 seeds, as n says, 500 agents" in footnotes(
+        CAR, [*mine, less], records | {less: done(less, [-50.0])})
     assert "trajectories of our trained test policy; the paper's was another" in notes
     assert "Commit abc; torch 2; cpu." in notes
     assert "of the first" not in notes
