@@ -178,8 +178,7 @@ def returns(out: Path, environment: Environment, cells: list[Cell], records: dic
     _words(figure, np.array([axis]), f"{environment.name}: return per agent")
     learned = max((max(records[c].returns, default=0.0) for c in cells if cases.METHODS[c.method].learns), default=0.0)
     if learned > 0 and axis.get_ylim()[1] > FAR * learned:     # the true HalfCheetah's somersaults
-        lowest = min(min(records[c].returns, default=0.0) for c in cells)
-        axis.set_ylim(min(0.0, lowest) - 0.05 * learned, 1.4 * learned)
+        axis.set_ylim(min(0.0, axis.dataLim.y0) - 0.05 * learned, 1.4 * learned)     # the paper's means, too
         for bar in (bar for bar in axis.patches if bar.get_height() > 1.4 * learned):
             axis.text(bar.get_x() + bar.get_width() / 2, 1.35 * learned, f"{bar.get_height():,.0f}", ha="center", va="top",
                       fontsize=7)

@@ -103,6 +103,11 @@ def test_a_true_environment_far_above_does_not_hide_what_was_learned(results, fi
     axis = figures["returns"].axes[0]
     assert axis.get_ylim() == (-0.5, 14)
     assert "1,000,000" in {text.get_text() for text in axis.texts}
+    whole = {cell: replace(record, config={"budget": {**record.config["budget"], "return_steps": None}})
+             for cell, record in others.items()}
+    plots.returns(out, CAR, CELLS, whole)
+    axis = figures["returns"].axes[0]
+    assert axis.get_ylim()[0] < -186.6 < -186 < axis.get_ylim()[1]          # the paper's, far below, stays in the picture
 
 
 def test_returns_of_cut_episodes_stand_without_the_papers(results, figures):
