@@ -15,10 +15,9 @@ from pathlib import Path
 
 import torch
 import tyro
+from prediction_errors import measure
 from tables import done, show, write
 
-from lowrank_rl.rl import data, evaluate
-from lowrank_rl.rl.behaviour.trained import tester
 from lowrank_rl.rl.bench import baselines, cases, pieces, train
 from lowrank_rl.rl.bench.store import Cell
 from lowrank_rl.rl.models.persim import PerSimConfig, fit_persim
@@ -39,7 +38,6 @@ class Options:
 
 def errors(out: Path, cell: Cell) -> dict:
     """A row: each test agent's RMSE and median R2."""
-    environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
     train.make_data(out, cell, lambda what, share: None)
     episodes = pieces.load_data(out, cell)
     logs, like = episodes.transitions(), baselines.learning(cell)
@@ -47,13 +45,10 @@ def errors(out: Path, cell: Cell) -> dict:
     config = PerSimConfig(rank=cases.LEARNING["best", cell.environment].rank, members=like.members, state_hidden=like.hidden,
                           activation="silu", walls=False,
                           adam=AdamConfig(epochs, like.descent.batch, like.descent.learning_rate))
-    model = fit_persim(logs, len(episodes), environment.actions, config, seed=cell.seed)
-    covariates = data.agents(environment, budget.agents, seed=cell.seed)
-    found = evaluate.prediction_error(environment, model, covariates, list(range(len(environment.test_agents))),
-                                      tester(environment, budget.agents), episodes=budget.error_episodes, seed=cell.seed)
+    model = fit_persim(logs, len(episodes), cases.ENVIRONMENTS[cell.environment].actions, config, seed=cell.seed)
     last = model.cp.history_[-1]
     row = {**_key(cell), "rank": config.rank, "epochs": epochs}
-    for agent, error in found.items():
+    for agent, error in measure(model, cell, "test").items():
         row |= {f"rmse {agent + 1}": f"{error.rmse:.4g}", f"r2 {agent + 1}": f"{error.r2:.4f}"}
     return {**row, "training seconds": f"{last['seconds']:.0f}", "torch": torch.__version__}
 

@@ -20,6 +20,7 @@ from lowrank_rl.rl import data, evaluate
 from lowrank_rl.rl.behaviour.trained import tester
 from lowrank_rl.rl.bench import cases, pieces, published, train
 from lowrank_rl.rl.bench.store import Cell
+from lowrank_rl.rl.contracts import DynamicsModel
 
 RESULTS = Path("results/prediction_errors.csv")
 
@@ -38,16 +39,21 @@ class Options:
     results: Path = RESULTS
 
 
+def measure(model: DynamicsModel, cell: Cell, acting: str) -> dict[int, evaluate.PredictionError]:
+    """The errors of each test agent, by its number from 0, in the cell's budget."""
+    environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
+    covariates = data.agents(environment, budget.agents, seed=cell.seed)
+    policy = tester(environment, budget.agents) if acting == "test" else cases.BEHAVIOUR[cell.dataset](environment, covariates)
+    return evaluate.prediction_error(environment, model, covariates, list(range(len(environment.test_agents))), policy,
+                                     episodes=budget.error_episodes, seed=cell.seed)
+
+
 def errors(out: Path, cell: Cell, acting: str) -> dict:
     """A row: RMSE, median R2 and the paper's of each test agent, and what the training was."""
-    environment, budget = cases.ENVIRONMENTS[cell.environment], cases.BUDGETS[cell.budget, cell.environment]
     train.make_data(out, cell, lambda what, share: None)
     train.train(out, cell, "cpu", lambda what, share: None)
     model = pieces.load_model(out, cell)
-    covariates = data.agents(environment, budget.agents, seed=cell.seed)
-    policy = tester(environment, budget.agents) if acting == "test" else cases.BEHAVIOUR[cell.dataset](environment, covariates)
-    found = evaluate.prediction_error(environment, model, covariates, list(range(len(environment.test_agents))), policy,
-                                      episodes=budget.error_episodes, seed=cell.seed)
+    found = measure(model, cell, acting)
     last = (model.history if cases.METHODS[cell.method].baseline else model.cp.history_)[-1]
     row = {**_key(cell, acting),
            "trained": " ".join(f"{last[name]} {name}s" for name in ("update", "epoch") if name in last)}
