@@ -90,8 +90,7 @@ def _run(options: Options) -> int:
         stores = {name: loaded[folder] for name, folder in out.items()}
         failures = _finish(options, mine, out, stores)
         records = {folder: store.load() for folder, store in loaded.items()}
-        for name in mine.environments:
-            reports.write(out[name], name, options.budget, options.settings, mine, records[out[name]])
+        reports.write(out, options.budget, options.settings, mine, records, whole_page=not options.shard)
     return 1 if failures else 0
 
 
@@ -126,9 +125,10 @@ def _merge(options: Options) -> int:
     """Unite, and report what there is."""
     print(merge.merge(options.out, options.merge, options.keep_first))
     records = Store(options.out).load()
-    kinds = dict.fromkeys((cell.environment, cell.budget, cell.settings) for cell in records if cases.knows(cell))
-    for environment, budget, settings in kinds:
-        reports.write(options.out, environment, budget, settings, Work(), records)
+    known = [cell for cell in records if cases.knows(cell)]
+    for budget, settings in dict.fromkeys((cell.budget, cell.settings) for cell in known):
+        alike = {cell.environment: options.out for cell in known if (cell.budget, cell.settings) == (budget, settings)}
+        reports.write(alike, budget, settings, Work(), {options.out: records})
     return 1 if any(record.status == "failed" for record in records.values()) else 0
 
 

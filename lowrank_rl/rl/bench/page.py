@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 from pathlib import Path
@@ -28,30 +29,53 @@ VERDICTS = {"better": "better than the paper's", "within": "within an interval o
             "worse": "worse than the paper's"}
 
 
-def save(path: Path, report: Report, pictures: Iterable[Path] = (), cards: Iterable[str] = ()) -> None:
-    """Write the page; pictures are copied into it, ``cards`` are plain lines about each data set.
+LEAD = (
+    '<p class="lead">Personal simulators and policies learned from one logged trajectory of each agent: our runs of the '
+    'experiments of PerSim (NeurIPS 2021) beside the published numbers, drawn from the records of finished cells.</p>\n'
+    '<p>Each place holds the mean ± standard deviation, beneath it the 95 % interval of the mean and n (seeds × episodes '
+    'each; for errors seeds). '
+    + " ".join(f'<span class="{verdict}">{mark}</span> {words}' for (verdict, mark), words in zip(
+        MARKS.items(), ("better than the paper's number,", "equal within an interval,", "worse."), strict=True))
+    + ' <strong>Bold</strong>: the best of our methods, or within an interval of it. <span>*</span>: suspect in the paper, '
+      'said why under the table. Shaded rows are the paper’s.</p>')
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """What a page says of one environment."""
+    report: Report
+    pictures: Sequence[Path] = ()     # copied into the page
+    cards: Sequence[str] = ()         # plain lines about each data set
+
+    @property
+    def key(self) -> str:
+        return self.report.environment.name
+
+    @property
+    def name(self) -> str:
+        return NAMES.get(self.key, self.key)
+
+
+def save(path: Path, *chapters: Chapter) -> None:
+    """Write the page.
 
     Raises:
         ValueError: the file cannot be written; an older one is untouched.
     """
     with whole(path) as partial:
-        partial.write_text(page(report, pictures, cards), encoding="utf-8")
+        partial.write_text(page(*chapters), encoding="utf-8")
 
 
-def page(report: Report, pictures: Iterable[Path] = (), cards: Iterable[str] = ()) -> str:
-    """The page's text."""
-    gathered, by_place, parts = report.gathered, _sorted(report, pictures), report.parts
-    title = (f"{NAMES.get(report.environment.name, report.environment.name)}: budget {gathered.budget or 'none'}, settings "
-             f"{gathered.settings or 'none'}")
-    sections = [section for part in parts for section in _sections(part, by_place)]
-    sections += [("costs", "What it cost", [line for part in parts for line in _tables(part, ["costs"])]),
-                 ("pictures", "More pictures", [line for those in by_place.values() for line in map(_picture, those)]),
-                 ("failures", "Failed cells", _failures(report)),
-                 ("cards", "The data sets", [f"<pre>{escape(card)}</pre>" for card in cards]),
-                 ("notes", "Notes", _notes(report))]
-    sections = [(key, name, lines) for key, name, lines in sections if lines]
+def page(*chapters: Chapter) -> str:
+    """The page's text; chapters are of different environments, of one budget and settings."""
+    parts = [part for chapter in chapters for part in chapter.report.parts]
+    budget, settings = (next(filter(None, (getattr(part.gathered, name) for part in parts)), "none")
+                        for name in ("budget", "settings"))
+    title = f"{', '.join(chapter.name for chapter in chapters)}: budget {budget}, settings {settings}"
+    several = len(chapters) > 1
+    sections = [section for chapter in chapters for section in _chapter(chapter, several)]
+    linked = [(chapter.key, chapter.name) for chapter in chapters] if several else [(key, name) for key, name, _ in sections]
     methods = list(dict.fromkeys(group.method for part in parts for group in part.gathered.groups))
-    links = "".join(f'<li><a href="#{key}">{escape(name)}</a></li>' for key, name, _ in sections)
     lines = [
         '<!DOCTYPE html>', '<html lang="en">', '<head>', '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -60,12 +84,34 @@ def page(report: Report, pictures: Iterable[Path] = (), cards: Iterable[str] = (
         f'<style>{SHEET}{charts.colors(methods, False)}@media (prefers-color-scheme: dark) '
         f'{{{charts.colors(methods, True)}}}</style>', '</head>', '<body>',
         '<a class="skip" href="#main">Skip to the tables</a>',
-        f'<header><h1>{escape(title)}</h1>', *_head(report), '</header>',
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav>', '<main id="main">',
+        f'<header><h1>{escape(title)}</h1>', LEAD, *([] if several else _facts(chapters[0].report)), '</header>',
+        f'<nav aria-label="Sections">{_links(linked)}</nav>', '<main id="main">',
         *(line for key, name, inner in sections
           for line in (f'<section aria-labelledby="{key}"><h2 id="{key}">{escape(name)}</h2>', *inner, "</section>")),
         '</main>', '</body>', '</html>']
     return "\n".join(lines) + "\n"
+
+
+def _links(to: Iterable[tuple[str, str]]) -> str:
+    return "<ul>" + "".join(f'<li><a href="#{key}">{escape(name)}</a></li>' for key, name in to) + "</ul>"
+
+
+def _chapter(chapter: Chapter, several: bool) -> list[tuple[str, str, list[str]]]:
+    """Its sections: (key, name, lines)."""
+    report, by_place = chapter.report, _sorted(chapter.report, chapter.pictures)
+    sections = [section for part in report.parts for section in _sections(part, by_place)]
+    sections += [("costs", "What it cost", [line for part in report.parts for line in _tables(part, ["costs"])]),
+                 ("pictures", "More pictures", [line for those in by_place.values() for line in map(_picture, those)]),
+                 ("failures", "Failed cells", _failures(report)),
+                 ("cards", "The data sets", [f"<pre>{escape(card)}</pre>" for card in chapter.cards]),
+                 ("notes", "Notes", _notes(report))]
+    sections = [(f"{chapter.key}-{key}", name, lines) for key, name, lines in sections if lines]
+    if not several:
+        return sections
+    links = _links((key, name) for key, name, _ in sections)
+    links = f'<nav class="contents" aria-label="{escape(chapter.name)}">{links}</nav>'
+    return [(chapter.key, chapter.name, [links, *_facts(report)]),
+            *((key, f"{chapter.name}. {name}", lines) for key, name, lines in sections)]
 
 
 def _sections(part: Report, by_place: dict[tuple[str, str], list[Path]]) -> list[tuple[str, str, list[str]]]:
@@ -78,32 +124,28 @@ def _sections(part: Report, by_place: dict[tuple[str, str], list[Path]]) -> list
 
 
 def _mark(part: Report) -> str:
-    """What the keys of its sections and tables begin with."""
+    """Of its kind of agents."""
     return "unseen-" if part.gathered.unseen else ""
 
 
-def _head(report: Report) -> list[str]:
-    """What this is, how to read it, and what it was made with."""
+def _key(part: Report) -> str:
+    """What the keys of its tables begin with."""
+    return f"{part.environment.name}-{_mark(part)}"
+
+
+def _facts(report: Report) -> list[str]:
+    """How much has run and with what, and what a reader must know first."""
     parts = report.parts
     have = [record for part in parts for record in part.gathered.records]
     failed, missing = (sum(counts) for counts in zip(*(
         (len(part.gathered.failures), part.gathered.missing) for part in parts), strict=True))
-    lines = [
-        '<p class="lead">Personal simulators and policies learned from one logged trajectory of each agent: our runs of the '
-        'experiments of PerSim (NeurIPS 2021) beside the published numbers, drawn from the records of finished cells.</p>',
-        '<p>Each place holds the mean ± standard deviation, beneath it the 95 % interval of the mean and n (seeds × episodes '
-        'each; for errors seeds). '
-        + " ".join(f'<span class="{verdict}">{mark}</span> {words}' for (verdict, mark), words in zip(
-            MARKS.items(), ("better than the paper's number,", "equal within an interval,", "worse."), strict=True))
-        + ' <strong>Bold</strong>: the best of our methods, or within an interval of it. <span>*</span>: suspect in the paper, '
-          'said why under the table. Shaded rows are the paper’s.</p>']
     cells = [f"{len(have)} done", *([f"{failed} failed"] if failed else []), *([f"{missing} not run"] if missing else [])]
     agents = [("unseen agents" if part.gathered.unseen else "test agents",
                "; ".join(f"{column.name}: {column.words}" for column in _agents(part))) for part in parts]
     facts = [("cells", ", ".join(cells)), *agents, ("commit", ", ".join(notes.commits(have))),
              ("versions", ", ".join(notes.versions(have))), ("machine", ", ".join(notes.devices(have)))]
-    lines += [f'<p class="alert">{escape(f"{note.lead} {note.text}")}</p>' for part in parts for note in part.notes
-              if note.alarm]
+    lines = [f'<p class="alert">{escape(f"{note.lead} {note.text}")}</p>' for part in parts for note in part.notes
+             if note.alarm]
     return [*lines, "<dl>", *(f"<dt>{name}</dt><dd>{escape(words)}</dd>" for name, words in facts if words), "</dl>"]
 
 
@@ -135,7 +177,7 @@ def _dataset(report: Report, dataset: str, pictures: Sequence[Path]) -> list[str
                 None
             paper = f", as in the paper's Table {where}" if where else ""
             title = f"{table.title}, {dataset} data{paper}"
-            lines += _table(table, rows, f"{_mark(report)}{dataset}-{key}", title, labels=(0, 2))
+            lines += _table(table, rows, f"{_key(report)}{dataset}-{key}", title, labels=(0, 2))
     found = charts.curves(report.gathered, dataset)
     agents = dict(zip(report.gathered.agents, _agents(report), strict=True))
     drawn = charts.panels(found, {agent: f"{c.name}: {c.words}" for agent, c in agents.items()}, f"Error, {dataset} data")
@@ -156,7 +198,7 @@ def _tables(report: Report, keys: Sequence[str]) -> list[str]:
         table = report.table(key)
         if table:
             shown = tuple(i for i in range(len(table.labels)) if any(row.labels[i] for row in table.rows))
-            lines += _table(table, table.rows, f"{_mark(report)}{key}", table.title, shown)
+            lines += _table(table, table.rows, f"{_key(report)}{key}", table.title, shown)
     return lines
 
 

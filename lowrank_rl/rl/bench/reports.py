@@ -12,8 +12,26 @@ from lowrank_rl.rl.cards import card
 from lowrank_rl.rl.contracts import Environment
 
 
-def write(out: Path, environment: str, budget: str, settings: str, work: Work, records: dict[Cell, Record]) -> None:
-    """Of one environment: what was asked for, and all records in its folder that are of this budget and these settings."""
+def write(out: dict[str, Path], budget: str, settings: str, work: Work, records: dict[Path, dict[Cell, Record]],
+          whole_page: bool = True) -> None:
+    """What was asked for, and all other records of this budget and these settings: tables and a page of each environment in its
+    folder, and one page of them all beside these folders, or in the folder that they share.
+
+    Args:
+        out: the folder of each environment.
+        records: by folder.
+        whole_page: whether to write the page of them all; a shard has but a part of it.
+    """
+    chapters = [_write(folder, name, budget, settings, work, records[folder]) for name, folder in out.items()]
+    if whole_page and len(chapters) > 1:
+        folders = list(dict.fromkeys(out.values()))
+        path = (folders[0] if len(folders) == 1 else folders[0].parent) / f"report-{budget}-{settings}.html"
+        page.save(path, *chapters)
+        print(f"\nall on one page: {path}")
+
+
+def _write(out: Path, environment: str, budget: str, settings: str, work: Work, records: dict[Cell, Record]) -> page.Chapter:
+    """Of one environment."""
     mine = Work(*([cell for cell in cells if cell.environment == environment] for cells in
                   (work.cells, work.trained, work.logged)))
     alike = [cell for cell in records if (cell.environment, cell.budget, cell.settings) == (environment, budget, settings)]
@@ -33,9 +51,11 @@ def write(out: Path, environment: str, budget: str, settings: str, work: Work, r
     with whole(out / f"{name}.md") as partial:
         partial.write_text("\n\n".join(blocks) + "\n")
     print("\n" + "\n\n".join([*cards, *texts]))
-    page.save(out / f"{name}.html", built, pictures, cards)
+    chapter = page.Chapter(built, pictures, cards)
+    page.save(out / f"{name}.html", chapter)
     print("\n".join(["", f"report    {out / name}.md", f"page      {out / name}.html",
                      *(f"picture   {picture}" for picture in pictures)]))
+    return chapter
 
 
 def _card(path: Path, of: Environment) -> list[str]:

@@ -21,6 +21,7 @@ a { color: var(--link); }
 nav { position: sticky; top: 0; z-index: 5; background: var(--ground); border-bottom: 1px solid var(--rule); }
 nav ul { display: flex; gap: .2rem 1.1rem; overflow-x: auto; white-space: nowrap; list-style: none; margin: 0;
   padding: .55rem 0; max-width: none; }
+nav.contents { position: static; padding: 0; border: 0; } nav.contents ul { flex-wrap: wrap; }
 [id] { scroll-margin-top: 3.2rem; }
 .skip { position: absolute; left: -100rem; } .skip:focus { left: 1rem; top: .5rem; background: var(--ground); z-index: 9; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: .92rem; }

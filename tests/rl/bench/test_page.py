@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lowrank_rl.rl.bench import cases, charts, page, report
+from lowrank_rl.rl.bench.page import Chapter
 from lowrank_rl.rl.bench.store import Cell, Record
 from lowrank_rl.rl.bench.style import SHEET
 
@@ -78,7 +79,7 @@ def full():
 
 
 def test_well_formed_and_nothing_from_elsewhere(full):
-    text = page.page(full)
+    text = page.page(Chapter(full))
     tree = Tree(text)
     assert text.startswith("<!DOCTYPE html>")
     assert not tree.all("script")
@@ -97,7 +98,7 @@ def test_well_formed_and_nothing_from_elsewhere(full):
 
 
 def test_tables_are_readable_without_sight(full):
-    tree = Tree(page.page(full))
+    tree = Tree(page.page(Chapter(full)))
     assert len(tree.all("table")) >= 8
     for tag, attributes, text, above in tree.elements:
         if tag == "th":
@@ -112,7 +113,7 @@ def test_tables_are_readable_without_sight(full):
 
 def test_every_row_is_as_wide_as_its_head(full):
     """Counting what rowspans reach down."""
-    text = page.page(full)
+    text = page.page(Chapter(full))
     for table in text.split("<table")[1:]:
         rows = table.split("</table>")[0].split("<tr")[1:]
         widths, reach = [], []
@@ -126,7 +127,7 @@ def test_every_row_is_as_wide_as_its_head(full):
 
 
 def test_our_numbers_the_papers_and_what_is_not_there(full):
-    tree = Tree(page.page(full))
+    tree = Tree(page.page(Chapter(full)))
     cells = tree.texts("td")
     assert any(text.startswith("▲ better than the paper's:  -51.25 ± 0.35[-54.43, -48.07] n 2×2") for text in cells)
     assert "-57.7 ± 5.6[-64.69, -50.71] n 5" in cells                            # Table 9
@@ -145,7 +146,7 @@ def test_our_numbers_the_papers_and_what_is_not_there(full):
 
 
 def test_each_data_set_has_its_tables(full):
-    tree = Tree(page.page(full))
+    tree = Tree(page.page(Chapter(full)))
     titles = tree.texts("h3")
     for dataset in ("random", "pure"):
         assert f"Average return, {dataset} data, as in the paper's Table 9" in titles
@@ -160,7 +161,7 @@ def test_unseen_agents_have_sections_of_their_own(tmp_path):
     paths = [tmp_path / f"mountaincar-random-small-best-{kind}.png" for kind in ("returns", "adaptation")]
     for path in paths:
         path.write_bytes(PNG)
-    text = page.page(build(*records), paths)
+    text = page.page(Chapter(build(*records), paths))
     tree = Tree(text)
     assert tree.texts("h2") == ["Better and worse", "Data: random", "Unseen agents: better and worse",
                                 "Unseen agents, data: random", "What it cost", "Failed cells", "Notes"]
@@ -179,16 +180,39 @@ def test_unseen_agents_have_sections_of_their_own(tmp_path):
     assert set(cases.METHODS) == set(charts.COLORS)
 
 
+def test_several_environments_on_one_page(full):
+    """Each is a chapter of its own; what is said of all is said once."""
+    pole = done(replace(cell(), environment="cartpole", method="vanilla-cadm"), rmse=0.1, r2=0.9, error_by_step=[0.1, 0.2])
+    other = report.build(cases.ENVIRONMENTS["cartpole"], [pole.cell], {pole.cell: pole})
+    text = page.page(Chapter(full), Chapter(other, cards=["a card"]))
+    tree = Tree(text)
+    assert tree.texts("h1") == ["MountainCar, CartPole: budget small, settings best"]
+    heads = tree.texts("h2")
+    assert [head for head in heads if "." not in head] == ["MountainCar", "CartPole"]
+    assert heads.index("MountainCar. Notes") < heads.index("CartPole") < heads.index("CartPole. Data: random")
+    ids = [e[1]["id"] for e in tree.elements if "id" in e[1]]
+    assert len(ids) == len(set(ids))
+    linked = [e[1]["href"][1:] for e in tree.all("a")[1:]]
+    assert linked[:2] == ["mountaincar", "cartpole"]
+    assert sorted(linked) == sorted(name for name in ids if f'<h2 id="{name}">' in text)
+    assert text.count("drawn from the records of finished cells") == 1
+    assert tree.texts("dt").count("cells") == 2
+    assert tree.texts("pre")[-1] == "a card"
+    assert all(f".m-{name}{{" in text for name in ("persim", "vanilla-cadm"))
+    alone = Tree(page.page(Chapter(full)))
+    assert set(alone.texts("td")) < set(tree.texts("td"))
+
+
 def test_whatever_a_record_says_is_text(full):
     evil = '<script>alert("x")</script>'
     bad = replace(done(cell()), commit=evil, device=evil, versions={evil: evil})
     built = build(bad, Record(cell(seed=1), "failed", message=evil))
-    text = page.page(built, cards=[evil])
+    text = page.page(Chapter(built, cards=[evil]))
     assert "<script" not in text
     assert not Tree(text).all("script")
     assert evil in Tree(text).texts("pre")
-    assert '<b>bold</b>' in "".join(Tree(page.page(full)).texts("pre"))
-    assert 'ValueError: 1 < 2 & "3"' in "".join(Tree(page.page(full)).texts("summary"))
+    assert '<b>bold</b>' in "".join(Tree(page.page(Chapter(full))).texts("pre"))
+    assert 'ValueError: 1 < 2 & "3"' in "".join(Tree(page.page(Chapter(full))).texts("summary"))
 
 
 def test_pictures_travel_inside_the_page(full, tmp_path):
@@ -199,14 +223,14 @@ def test_pictures_travel_inside_the_page(full, tmp_path):
         path.write_bytes(PNG)
     broken, lost = tmp_path / "broken.png", tmp_path / "lost.png"
     broken.write_text("<svg>")
-    text = page.page(full, [*paths, broken, lost])
+    text = page.page(Chapter(full, [*paths, broken, lost]))
     tree = Tree(text)
     images = tree.all("img")
     assert [e[1]["alt"].split(":")[0].rstrip(".") for e in images] == [
         "mountaincar-random-small-best-returns", "mountaincar-random-small-best-trajectories",     # the error is drawn anew
         "mountaincar-pure-small-best-latent", "mountaincar-elsewhere"]
     assert all(base64.b64decode(e[1]["src"].removeprefix("data:image/png;base64,")) == PNG for e in images)
-    assert text == page.page(full, [lost, broken, *paths[::-1]])                # whatever their order
+    assert text == page.page(Chapter(full, [lost, broken, *paths[::-1]]))                # whatever their order
     alerts = tree.texts("p", **{"class": "alert"})
     assert any("broken.png" in words and "no PNG" in words for words in alerts)
     assert any("lost.png" in words and "cannot be read" in words for words in alerts)
@@ -214,22 +238,22 @@ def test_pictures_travel_inside_the_page(full, tmp_path):
 
 def test_cut_episodes_are_an_alarm():
     cut = replace(done(cell()), config={"budget": {**CONFIG["budget"], "return_steps": 30}})
-    tree = Tree(page.page(build(cut)))
+    tree = Tree(page.page(Chapter(build(cut))))
     assert "first 30 of 500 steps; the paper's are of whole episodes" in "".join(tree.texts("p", **{"class": "alert"}))
     assert "▲ better than the paper's:  -51" not in "".join(tree.texts("td"))
 
 
 def test_nothing_done_and_nothing_asked_still_make_a_page():
-    waiting = Tree(page.page(build(cells=[cell(), cell(agent=2)])))
+    waiting = Tree(page.page(Chapter(build(cells=[cell(), cell(agent=2)]))))
     assert waiting.texts("td", **{"class": "gap"}) == ["missing", "missing"]
     assert "2 not run" in "".join(waiting.texts("dd"))
-    assert Tree(page.page(report.build(CAR, [], {}))).texts("h1") == ["MountainCar: budget none, settings none"]
+    assert Tree(page.page(Chapter(report.build(CAR, [], {})))).texts("h1") == ["MountainCar: budget none, settings none"]
 
 
 def test_many_failures_are_counted_not_listed():
     records = [Record(cell(seed=seed), "failed", message="" if seed else "no") for seed in range(80)]
     built = build(*records)
-    tree = Tree(page.page(built))
+    tree = Tree(page.page(Chapter(built)))
     assert len(tree.all("details")) == page.FAILURES
     assert "And 30 more cells; records.jsonl has their messages." in tree.texts("p")
     assert "FAILED: 68 more cells; records.jsonl has their messages." in report.notes_text(built)
@@ -237,10 +261,10 @@ def test_many_failures_are_counted_not_listed():
 
 
 def test_saved_whole_or_not_at_all(full, tmp_path):
-    page.save(tmp_path / "report.html", full)
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page.page(full)
+    page.save(tmp_path / "report.html", Chapter(full))
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page.page(Chapter(full))
     with pytest.raises(ValueError, match="expected a place that can be written"):
-        page.save(tmp_path / "report.html" / "in-a-file.html", full)
+        page.save(tmp_path / "report.html" / "in-a-file.html", Chapter(full))
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
