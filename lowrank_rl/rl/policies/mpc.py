@@ -23,7 +23,8 @@ class MPC:
         planner: (score, memory=..., generators=...) -> Plan, such as ``partial(random_shooting, actions=..., config=...)``.
         score: of a predicted trajectory; averaged over the members.
         price: (D,) what a unit of the members' standard deviation costs, per dimension and step; None: nothing.
-            A plan that leaves the data, where members disagree, then has to be worth it.
+            A plan that leaves the data, where members disagree, then has to be worth it. Members of a noisy model are then
+            followed along their means: what they draw is no disagreement.
         guide: proposes plans to a planner that takes them, from (model, context, view).
     """
 
@@ -59,11 +60,11 @@ class MPC:
     def values(self, context: Tensor, state: Tensor, plans: Tensor, threads: int = 1,
                generators: list[torch.Generator] | None = None) -> Tensor:
         """Scores of plans (B, C, H, A) from state (B, D): (B, C), the same for any number of threads. A noisy model draws from
-        its row's generator."""
+        its row's generator, but for a price."""
         B, C, H, _ = plans.shape
         room = ON_CPU if context.device.type == "cpu" else ON_GPU
         fit = max(1, room // (self.model.members * (H + 1) * state.shape[1]))           # plans of one row
-        noisy = self.model.noisy and generators is not None
+        noisy = self.model.noisy and generators is not None and self.price is None
         rows, parts = 1 if noisy else max(1, fit // C), -(-C // fit)
         columns = -(-C // parts)
         places = [(b, c) for b in range(0, B, rows) for c in range(0, C, columns)]

@@ -253,3 +253,11 @@ def test_a_noisy_model_draws_from_its_rows_generator(monkeypatch):
     apart = scores([0, 1], [5, 6])
     assert torch.equal(scores([0, 1], [5, 6], threads=3), apart)
     assert len(apart.unique()) == 6
+
+
+def test_what_a_noisy_model_draws_is_no_disagreement():
+    """With a price, its members are followed along their means, and pay for what sets these apart."""
+    policies = [MPC(model, None, last_position, price=torch.tensor([0.5, 100.0])) for model in (Wind(), Two())]
+    noisy, calm = (policy.values(policy.model.context(view(STATE)), STATE, PLANS, 1, [stream(0, "wind"), stream(1, "wind")])
+                   for policy in policies)
+    assert torch.equal(noisy, calm)
