@@ -9,8 +9,9 @@ from pathlib import Path
 from lowrank_rl.files import whole
 from lowrank_rl.rl.bench import cases, published, report, reports, suites
 from lowrank_rl.rl.bench.gather import Gathered
+from lowrank_rl.rl.bench.markup import PICTURES, kind_of
 from lowrank_rl.rl.bench.options import Options
-from lowrank_rl.rl.bench.page import NAMES, PICTURES
+from lowrank_rl.rl.bench.page import NAMES
 from lowrank_rl.rl.bench.store import Cell, Record, Store
 from lowrank_rl.rl.bench.tables import Row, Table, duration, markdown
 from lowrank_rl.rl.bench.tasks import finished
@@ -54,7 +55,7 @@ def environment(name: str, records: dict[Cell, Record]) -> list[str]:
                 lines += compact(table, dataset, paper) if table else []
     beside = (ROOT / "results" / name).glob(f"*-{BUDGET}-{SETTINGS}-*.png")
     for path in sorted(path for path in beside if any(path.match(f"{kind}.png") for kind in SHOWN)):
-        lines += [f"![{PICTURES[path.stem.rpartition('-')[2]]}](../results/{name}/{path.name})", ""]
+        lines += [f"![{PICTURES[kind_of(path)]}](../results/{name}/{path.name})", ""]
     return lines
 
 
