@@ -5,11 +5,12 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lowrank_rl.rl.bench import __main__ as bench
-from lowrank_rl.rl.bench import ray_pool
+from lowrank_rl.rl.bench import ray_machines, ray_pool
 from lowrank_rl.rl.bench.pool import Task
 from lowrank_rl.rl.bench.ray_pool import run
 from lowrank_rl.rl.bench.store import Store
@@ -167,6 +168,53 @@ def test_a_machine_that_dies_takes_nothing_with_it(cluster, tmp_path):
     assert {notes.results[name] for name in notes.killed} == {ray.get_runtime_context().get_node_id()}
 
 
+def test_a_machine_that_joins_unfit_is_left_out(cluster, tmp_path, monkeypatch):
+    """It lacks the package. Nothing runs on it, and nothing else notices."""
+    lacking = tmp_path / "lacking"
+    lacking.mkdir()
+    (lacking / "sitecustomize.py").write_text("import sys\nsys.modules['lowrank_rl'] = None\n")
+    joined = []
+
+    class Joiner(Notes):
+        def said(self, task, words, share):
+            super().said(task, words, share)
+            if not joined:
+                joined.append(cluster.add_node(num_cpus=4, object_store_memory=100 * 2**20,
+                                               env_vars={"PYTHONPATH": str(lacking)}))
+
+    look = ray_machines.Machines.look
+
+    def then_go(machines):
+        look(machines)
+        if joined:
+            (tmp_path / "go").touch()
+    monkeypatch.setattr(ray_machines.Machines, "look", then_go)
+    notes = Joiner()
+    tasks = [Task("0", wait, (tmp_path, "0")), *(Task(f"{i}", wait, (tmp_path, f"{i}"), needs("0")) for i in range(1, 7))]
+    try:
+        with pytest.warns(UserWarning, match="has joined and is left out of this run: expected lowrank_rl 0.1.0"):
+            run(tasks, notes, [tmp_path], retries=0)
+    finally:
+        for node in joined:
+            cluster.remove_node(node)
+    assert len(notes.results) == 7
+    assert joined[0].node_id not in notes.results.values()
+    assert notes.again == []
+
+
+def test_tasks_in_line_for_machines_that_are_gone_begin_again():
+    """Ray would keep them in line for ever."""
+    cancelled, settled = [], []
+    cluster = ray_pool._Cluster.__new__(ray_pool._Cluster)
+    cluster.ray = SimpleNamespace(cancel=lambda reference, force: cancelled.append((reference, force)))
+    cluster.course = SimpleNamespace(settle=lambda *what: settled.append(what))
+    cluster.flying = {"one": ray_pool._Flight("a", frozenset("xy")), "two": ray_pool._Flight("b", frozenset("x"))}
+    cluster._recall({"y", "z"})
+    assert cancelled == [("two", True)]
+    assert settled == [("b", "lost", "its machine died")]
+    assert list(cluster.flying) == ["one"]
+
+
 def nothing_runs(folders, **options):
     def never(*what):
         raise AssertionError("something ran")
@@ -180,7 +228,7 @@ def nothing_runs(folders, **options):
 def test_a_folder_that_machines_do_not_see(cluster, tmp_path, monkeypatch):
     """A relative path is another folder where the workers are."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ray_pool, "SIGHT", 0.5)
+    monkeypatch.setattr(ray_machines, "SIGHT", 0.5)
     assert "expected the folder . to be the same as here, got another or none; name an --out on a file system that all " \
         in nothing_runs([Path()])
     assert list(tmp_path.iterdir()) == []
@@ -189,7 +237,7 @@ def test_a_folder_that_machines_do_not_see(cluster, tmp_path, monkeypatch):
 def test_a_machine_without_the_package(cluster, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['lowrank_rl'] = None\n")
     without = {"env_vars": {"PYTHONPATH": str(tmp_path)}}
-    monkeypatch.setattr(ray_pool._Cluster, "_remote", lambda self, what, **options: self.ray.remote(
+    monkeypatch.setattr(ray_machines.Machines, "_remote", lambda self, what, **options: self.ray.remote(
         **options, runtime_env=without)(what))
     words = nothing_runs([tmp_path])
     assert "expected lowrank_rl 0.1.0 and what it needs, got '" in words
@@ -198,7 +246,7 @@ def test_a_machine_without_the_package(cluster, tmp_path, monkeypatch):
 
 
 def test_a_machine_with_another_version(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_pool, "source", lambda: "another")
+    monkeypatch.setattr(ray_machines, "source", lambda: "another")
     assert "expected the same packages as here, got source " in nothing_runs([tmp_path])
 
 
