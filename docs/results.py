@@ -8,12 +8,12 @@ from pathlib import Path
 
 from lowrank_rl.files import whole
 from lowrank_rl.rl.bench import cases, published, report, reports, suites
-from lowrank_rl.rl.bench.gather import Gathered
+from lowrank_rl.rl.bench.gather import Gathered, Group
 from lowrank_rl.rl.bench.markup import PICTURES, kind_of
 from lowrank_rl.rl.bench.options import Options
 from lowrank_rl.rl.bench.page import NAMES
 from lowrank_rl.rl.bench.store import Cell, Record, Store
-from lowrank_rl.rl.bench.tables import Row, Table, duration, markdown
+from lowrank_rl.rl.bench.tables import Row, Table, duration, markdown, number
 from lowrank_rl.rl.bench.tasks import finished
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,16 +32,18 @@ paper that is suspect, with the reason under the table. "Paper, not run by us" i
 
 def page() -> str:
     records = {name: Store(ROOT / "results" / name).load() for name in cases.ENVIRONMENTS}
-    parts = [HEAD, *(part for name in cases.ENVIRONMENTS for part in environment(name, records[name])),
-             *strength(records), *tables(records)]
+    built = {name: report.build(cases.ENVIRONMENTS[name], shown(records[name]), records[name]) for name in cases.ENVIRONMENTS}
+    parts = [HEAD, *(part for name in cases.ENVIRONMENTS for part in environment(name, built[name])), *strength(built),
+             *tables(records)]
     return "\n".join(parts).rstrip() + "\n"
 
 
-def environment(name: str, records: dict[Cell, Record]) -> list[str]:
+def shown(records: dict[Cell, Record]) -> list[Cell]:
+    return sorted((cell for cell in records if (cell.budget, cell.settings) == (BUDGET, SETTINGS)), key=reports.place)
+
+
+def environment(name: str, built: report.Report) -> list[str]:
     """Who is better where, then a table of returns and one of errors for every data set, and pictures."""
-    cells = [cell for cell in records if (cell.budget, cell.settings) == (BUDGET, SETTINGS)]
-    cells.sort(key=reports.place)
-    built = report.build(cases.ENVIRONMENTS[name], cells, records)
     told = f"results/{name}/report-{name}-{BUDGET}-{SETTINGS}.md"
     lines = [f"## {NAMES[name]}", "", f"[The full report](../{told}).", ""]
     for part in built.parts:
@@ -85,28 +87,49 @@ def compact(table: Table, dataset: str, paper: str | None) -> list[str]:
     return markdown(replace(table, title=title, labels=("method", ""), rows=tuple(rows)))
 
 
-def strength(records: Records) -> list[str]:
-    """Whether our baselines are as strong as the paper's."""
-    returns: dict[Cell, list[float]] = {}
-    for cell, record in (item for own in records.values() for item in own.items()):
-        mine = (cell.budget, cell.settings, record.status) == (BUDGET, SETTINGS, "done")
-        if mine and cases.METHODS[cell.method].baseline and record.returns:
-            returns.setdefault(replace(cell, seed=0), []).extend(record.returns)
-    found: dict[tuple[str, str], dict[str, list[bool]]] = {}
-    for cell, mine in sorted(returns.items(), key=lambda item: reports.place(item[0])):
-        theirs = published.paper(cell, "reward")
-        if theirs and not published.doubtful(theirs[2]):
-            strong = sum(mine) / len(mine) >= theirs[0] - (theirs[1] or 0.0)
-            found.setdefault((cell.environment, cell.method), {}).setdefault(cell.dataset, []).append(strong)
-    datasets = [dataset for dataset in cases.DATASETS if any(dataset in row for row in found.values())]
+def strength(built: dict[str, report.Report]) -> list[str]:
+    """Whether our baselines are as strong as the paper's, agent by agent."""
     lines = ["## Are our baselines as strong as the paper's?", "",
-             "Cells whose mean return is at least the paper's less one of its standard deviations, of those that have run and",
-             "have a number of the paper that is not suspect.", "",
-             f"| | method | {' | '.join(f'`{dataset}`' for dataset in datasets)} |", "|---|---|" + "---|" * len(datasets)]
-    for (name, method), row in sorted(found.items(), key=lambda item: list(cases.ENVIRONMENTS).index(item[0][0])):
-        counts = (f"{sum(row[dataset])} of {len(row[dataset])}" if dataset in row else "" for dataset in datasets)
-        lines.append(f"| {NAMES[name]} | {method} | {' | '.join(counts)} |")
-    return [*lines, ""]
+             "Mean returns, in brackets the paper's. Stronger: above the paper's mean and one of its standard deviations; as",
+             "strong: within one; weaker: below. Numbers of the paper that are suspect (*) are not judged. Why some are weaker",
+             "is said with the [baselines](baselines.md#numbers-and-verdicts).", ""]
+    for name, known in built.items():
+        rows, verdicts = [], Counter()
+        for group in known.gathered.groups:
+            if cases.METHODS[group.method].baseline and any(published.paper(group.cells[a][0], "reward") for a in group.cells):
+                entries, judged = contest(group)
+                verdicts += Counter(judged.values())
+                rows.append([group.method, f"`{group.dataset}`", str(len({record.cell.seed for record in group.records})),
+                             *entries, told(judged)])
+        agents, strong = known.gathered.agents, verdicts["stronger"] + verdicts["as strong"]
+        lines += [f"### {NAMES[name]}: {strong} of {verdicts.total()} cells at least as strong", "",
+                  f"| method | data | seeds | {' | '.join(f'agent {agent}' for agent in agents)} | verdict |",
+                  "|---|---|---|" + "---|" * (len(agents) + 1), *(f"| {' | '.join(row)} |" for row in rows), ""]
+    return lines
+
+
+def contest(group: Group) -> tuple[list[str], dict[int, str]]:
+    """What stands at each agent's place, and the verdict on each that can be judged."""
+    entries, judged = [], {}
+    for agent, cells in group.cells.items():
+        ours, theirs = group.estimate(agent, "reward"), published.paper(cells[0], "reward")
+        if not ours or not theirs:
+            entries.append(number(ours.mean) if ours else "")
+            continue
+        mean, (value, spread, note) = ours.mean, theirs
+        entries.append(f"{number(mean)} ({number(value, spread)}{' *' if published.doubtful(note) else ''})")
+        if not published.doubtful(note):
+            off = mean - value
+            judged[agent] = "as strong" if abs(off) <= (spread or 0.0) else "stronger" if off > 0 else "weaker"
+    return entries, judged
+
+
+def told(judged: dict[int, str]) -> str:
+    """stronger 3, as strong 1, **weaker: agent 5**"""
+    counts = Counter(judged.values())
+    weaker = ", ".join(f"agent {agent}" for agent, verdict in judged.items() if verdict == "weaker")
+    words = [f"{verdict} {counts[verdict]}" for verdict in ("stronger", "as strong") if counts[verdict]]
+    return ", ".join([*words, *([f"**weaker: {weaker}**"] if weaker else [])]) or "the paper's are suspect"
 
 
 def tables(records: Records) -> list[str]:
@@ -116,15 +139,15 @@ def tables(records: Records) -> list[str]:
              "that method took, with its share of the training, where one has run; where none has, what a short probe says",
              "([estimates](../results/estimates.csv)). Tables 1 and 2 are columns of 6 to 11.",
              "", "| table | done of all | left |", "|---|---|---|"]
-    for number, suite in suites.TABLES.items():
-        if suite.stage != "cells" or number in (1, 2):
+    for which, suite in suites.TABLES.items():
+        if suite.stage != "cells" or which in (1, 2):
             continue
-        cells = suites.work(Options(table=number, budget=BUDGET, settings=SETTINGS)).cells
+        cells = suites.work(Options(table=which, budget=BUDGET, settings=SETTINGS)).cells
         open_cells = [cell for cell in cells if not finished(cell, records[cell.environment])]
         done = Counter(cell.environment for cell in cells)
         left = Counter(cell.environment for cell in open_cells)
         counts = ", ".join(f"{NAMES[name]} {done[name] - left[name]} of {count}" for name, count in done.items())
-        lines.append(f"| {number} | {counts} | {remaining(open_cells, records)} |")
+        lines.append(f"| {which} | {counts} | {remaining(open_cells, records)} |")
     return lines
 
 
