@@ -12,13 +12,14 @@ from lowrank_rl.rl.bench import baselines, cases, pieces
 from lowrank_rl.rl.bench.store import Cell, Record
 from lowrank_rl.rl.bench.suites import Work
 from lowrank_rl.rl.bench.tasks import unfinished
-from lowrank_rl.rl.contracts import DynamicsModel, Environment, EpisodeView, Transitions
+from lowrank_rl.rl.contracts import DynamicsModel, Environment, EpisodeView, Experience, Transitions
 from lowrank_rl.rl.models.persim import PerSim, fit_persim
 from lowrank_rl.rl.models.true_env import TrueEnv
 from lowrank_rl.rl.policies.uniform import Uniform
+from lowrank_rl.rl.synthetic import join
 from lowrank_rl.tensor import ALSConfig
 
-# steps of a random trajectory and of a test episode, for the estimate only (paper, Table 5; ours)
+# steps of a random trajectory and of a test episode, or one of a trained policy, for the estimate only (paper, Table 5; ours)
 TYPICAL = {"mountaincar": (500, 150), "cartpole": (23, 200), "halfcheetah": (1000, 1000)}
 PROBE_BATCHES = 8
 PROBE_UPDATES = 3
@@ -35,7 +36,7 @@ def print_list(out: dict[str, Path], work: Work, records: dict[str, dict[Cell, R
     def cost(cell: Cell) -> tuple[float, float]:
         method = pieces.trained_as(cell).method     # whoever logged the data
         grows = cell.dataset != "none" and not cases.METHODS[method].baseline     # baselines: as many updates from few agents
-        key = (cell.environment, baselines.budget_of(cell).agents if grows else None, method)
+        key = (cell.environment, baselines.budget_of(cell).agents if grows else None, method, _steps(cell))
         costs[key] = costs.get(key) or seconds(cell, device)
         return costs[key]
 
@@ -98,7 +99,8 @@ def _baseline_probe(cell: Cell, environment: Environment, device: str) -> tuple[
                           policy=replace(config.policy, steps=1000 * count, clone=count))
             baselines.fit_policy(cell, few, episodes, environment, seed=0, device=device)
         else:
-            baselines.fit_policy(cell, replace(config, updates=count), episodes, environment, seed=0, device=device)
+            more = _more(cell, episodes, config.batch)
+            baselines.fit_policy(cell, replace(config, updates=count), episodes, environment, more, seed=0, device=device)
         took.append(time.monotonic() - started)
     each = max(0.0, took[-1] - took[-2]) / (PROBE_SHORT[-1] - PROBE_SHORT[-2])
     if model is not None:
@@ -106,6 +108,24 @@ def _baseline_probe(cell: Cell, environment: Environment, device: str) -> tuple[
     if isinstance(config, baselines.WorldAndPolicy):
         return each * config.policy.steps / 1000, None
     return each * config.updates, None
+
+
+def _steps(cell: Cell) -> int:
+    """Of a logged trajectory. Only policies of one agent's own logs care: their batches are no larger than these."""
+    logged, acted = TYPICAL[cell.environment]
+    own = cell.dataset != "none" and cases.METHODS[cell.method].baseline and cases.METHODS[cell.method].personal
+    return acted if own and cases.DATASETS[cell.dataset].behaviour != "random" else logged
+
+
+def _more(cell: Cell, episodes: data.Episodes, batch: int) -> Experience | None:
+    """The same steps again, as often as makes runs as long as real ones, or longer than a batch."""
+    found, method = episodes.experience(), cases.METHODS[cell.method]
+    wanted = _steps(cell) + method.flown * TYPICAL[cell.environment][1]
+    if not method.personal:
+        wanted *= baselines.budget_of(cell).agents
+    have = len(found.agent) // (len(episodes) if method.personal else 1)
+    copies = -(-min(wanted, batch + 1) // have) - 1
+    return join([found] * copies) if copies else None
 
 
 def _train_probe(environment: Environment, config: cases.PerSimConfig, device: str, transitions: int) -> tuple[PerSim, float]:
