@@ -20,9 +20,10 @@ from pathlib import Path
 
 from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.bench.store import Cell
+from lowrank_rl.rl.contracts import Discrete
 
-VERSIONS = {"data": 1, "persim": 1, "cloned": 1, "cadm": 2, "e-pets": 1, "bcq": 1, "cql": 2, "morel": 2, "flown": 1,
-            "unseen": 1, "planned": 1, "tested": 1}
+VERSIONS = {"data": 1, "persim": 1, "cloned": 1, "cadm": 2, "e-pets": 1, "bcq": 2, "bcq-continuous": 1, "cql": 2, "morel": 2,
+            "flown": 1, "unseen": 1, "planned": 1, "tested": 1}
 # Where the code of each begins; what it imports of this package belongs to it
 RL = "lowrank_rl.rl."
 ROOTS = {
@@ -31,7 +32,8 @@ ROOTS = {
     "cloned": (f"{RL}policies.cloned",),
     "cadm": (f"{RL}models.cadm",),
     "e-pets": (f"{RL}models.epets",),
-    "bcq": (f"{RL}policies.bcq", f"{RL}policies.bcq_continuous"),
+    "bcq": (f"{RL}policies.bcq",),
+    "bcq-continuous": (f"{RL}policies.bcq_continuous",),
     "cql": (f"{RL}policies.cql", f"{RL}policies.cql_continuous"),
     "morel": (f"{RL}policies.morel", f"{RL}models.mlp_ensemble"),
     "flown": (f"{RL}synthetic",),
@@ -61,11 +63,17 @@ def recorded(cell: Cell) -> dict[str, int]:
 
 
 def _training(cell: Cell) -> list[str]:
-    found = ["data", LEARNERS[cell.method]]
+    found = ["data", _learner(cell)]
     if cases.METHODS[cell.method].flown:      # by guided plans in simulators
         found += ["persim", "planned", "flown"]
         found += ["cloned"] if (cell.settings, cell.environment) in cases.CLONING else []
     return found
+
+
+def _learner(cell: Cell) -> str:
+    name = LEARNERS[cell.method]
+    continuous = not isinstance(cases.ENVIRONMENTS[cell.environment].actions, Discrete)
+    return f"{name}-continuous" if continuous and f"{name}-continuous" in VERSIONS else name
 
 
 def _raised(stages: Iterable[str]) -> dict[str, int]:

@@ -5,7 +5,8 @@
 
 with G the imitated policy of the logs and Q' the slowly following copy of Q. The loss is Huber's of Q against the target, the
 negative log likelihood of G, and a small price on G's logits.
-Differs: states are standardised; the released code feeds them raw.
+Differs: states are standardised; the released code feeds them raw. Q' is cut where the logged rewards cannot add up to it:
+without that it runs away on small logs (docs/baselines.md).
 """
 
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class BCQ:
         modules = self.modules
         best = _best(modules["value"](batch.next_state), modules["imitation"](batch.next_state), self.config.threshold)
         following = modules["target"](batch.next_state).gather(2, best[..., None])[..., 0]
-        return batch.reward + batch.going * self.config.discount * following
+        return batch.reward + batch.going * self.config.discount * offline.possible(following, batch, self.config.discount)
 
     def acting(self) -> dict[str, Mlp]:
         return {name: self.modules[name] for name in ("value", "imitation")}

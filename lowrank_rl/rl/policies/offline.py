@@ -37,6 +37,7 @@ class Batch:
     next_state: Tensor   # (G, B, D)
     going: Tensor        # (G, B) 1 where the episode goes on, 0 where it terminated
     weight: Tensor       # (G, B) sums to 1 over each run's rows
+    extremes: Tensor     # (G, 2) the lowest and the highest reward among all of a run's steps
 
     def mean(self, each: Tensor) -> Tensor:
         """The mean over steps of (G, B): (G,)."""
@@ -70,6 +71,8 @@ class Logs:
         self._parts = {"state": unit(data.state), "action": action[:, 0].to(device) if discrete else action.float().to(device),
                        "reward": data.reward[order].float().to(device), "next_state": unit(data.next_state),
                        "going": (~data.terminated[order]).float().to(device)}
+        earned = self._parts["reward"].split(self.count.tolist())
+        self.extremes = torch.stack([torch.stack(reward.aminmax()) for reward in earned])              # (G, 2)
 
     def draw(self, size: int, generators: Sequence[torch.Generator]) -> Batch:
         """``size`` steps for each run, with replacement, each run from its own generator (on the CPU)."""
@@ -81,7 +84,8 @@ class Logs:
             weight = torch.zeros(self.runs, longest).scatter_add_(1, rows, weight)
             rows = torch.minimum(torch.arange(longest), self.count[:, None] - 1)
         rows = (rows + self.first[:, None]).to(self.device)
-        return Batch(**{name: values[rows] for name, values in self._parts.items()}, weight=weight.to(self.device))
+        return Batch(**{name: values[rows] for name, values in self._parts.items()}, weight=weight.to(self.device),
+                     extremes=self.extremes)
 
 
 class Learner(Protocol):
@@ -176,6 +180,14 @@ def follow(target: nn.Module, source: nn.Module, share: float) -> None:
     """Move a target's parameters this share of the way (Polyak); 1 copies."""
     for slow, fast in zip(target.parameters(), source.parameters(), strict=True):
         slow.lerp_(fast, share)
+
+
+def possible(value: Tensor, batch: Batch, discount: float) -> Tensor:
+    """Values (G, B), cut where logged rewards cannot add up to them: at the lowest or the highest for ever, and at 0."""
+    if discount == 1:
+        return value
+    low, high = (batch.extremes / (1 - discount))[..., None].unbind(1)
+    return value.clamp(low.clamp(max=0), high.clamp(min=0))
 
 
 def positive(**named: float) -> None:

@@ -17,7 +17,8 @@ def batch():
         return torch.randn((G, B, *shape), generator=draw)
     weight = torch.rand((G, B), generator=draw)
     return Batch(normal(D), torch.randint(ACTIONS, (G, B), generator=draw), 3 * normal(), normal(D),
-                 (torch.rand((G, B), generator=draw) > 0.4).float(), weight / weight.sum(1, keepdim=True))
+                 (torch.rand((G, B), generator=draw) > 0.4).float(), weight / weight.sum(1, keepdim=True),
+                 torch.tensor([[-10.0, 10.0]]).expand(G, 2))
 
 
 def shaken(module, seed=0):

@@ -41,7 +41,8 @@ def batch():
     weight = torch.rand((2, 4), generator=draw)
     return Batch(torch.randn((2, 4, 3), generator=draw), 6 * torch.rand((2, 4, 2), generator=draw) - 2,
                  torch.randn((2, 4), generator=draw), torch.randn((2, 4, 3), generator=draw),
-                 torch.tensor([[1.0, 0, 1, 1], [0, 1, 1, 1]]), weight / weight.sum(1, keepdim=True))
+                 torch.tensor([[1.0, 0, 1, 1], [0, 1, 1, 1]]), weight / weight.sum(1, keepdim=True),
+                 torch.tensor([[-10.0, 10.0]]).expand(2, 2))
 
 
 def decoded(learner, run, state, noise, target=""):

@@ -36,7 +36,8 @@ def batch():
     weight = torch.rand((2, 4), generator=draw)
     return Batch(torch.randn((2, 4, 3), generator=draw), 6 * torch.rand((2, 4, 2), generator=draw) - 2,
                  torch.randn((2, 4), generator=draw), torch.randn((2, 4, 3), generator=draw),
-                 torch.tensor([[1.0, 0, 1, 1], [0, 1, 1, 1]]), weight / weight.sum(1, keepdim=True))
+                 torch.tensor([[1.0, 0, 1, 1], [0, 1, 1, 1]]), weight / weight.sum(1, keepdim=True),
+                 torch.tensor([[-10.0, 10.0]]).expand(2, 2))
 
 
 def drawn(learner, run, state, noise):
@@ -128,7 +129,7 @@ def test_the_policys_slope_by_hand(learner, batch, monkeypatch):
 
 def test_the_gap_of_a_constant_value():
     """log (n / density) whatever the value, if all of it is the same."""
-    batch = Batch(*[torch.zeros(1, 2)] * 5, weight=torch.tensor([[0.25, 0.75]]))
+    batch = Batch(*[torch.zeros(1, 2)] * 5, weight=torch.tensor([[0.25, 0.75]]), extremes=torch.zeros(1, 2))
     logged, gap = gaps(batch, torch.full((1, 2, 2 * 5), 7.0), torch.tensor([[[0.5] * 4, [-1.0] * 4]]))
     assert logged.tolist() == [[[7.0, 7.0], [7.0, 7.0]]]
     assert gap.tolist() == [pytest.approx([math.log(4) + 0.25 * -0.5 + 0.75 * 1.0] * 2)]

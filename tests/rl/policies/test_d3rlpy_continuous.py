@@ -31,7 +31,8 @@ def batch():
     def normal(*shape):
         return torch.randn((G, B, *shape), generator=draw, dtype=torch.float64)
     going = (torch.rand((G, B), generator=draw) > 0.3).double()
-    return Batch(normal(D), normal(A).clamp(-1, 1), normal(), normal(D), going, torch.full((G, B), 1 / B, dtype=torch.float64))
+    return Batch(normal(D), normal(A).clamp(-1, 1), normal(), normal(D), going, torch.full((G, B), 1 / B, dtype=torch.float64),
+                 torch.tensor([[-10.0, 10.0]], dtype=torch.float64).expand(G, 2))
 
 
 def theirs(batch, g):
