@@ -6,7 +6,7 @@
 with G the imitated policy of the logs and Q' the slowly following copy of Q. The loss is Huber's of Q against the target, the
 negative log likelihood of G, and a small price on G's logits.
 Differs: states are standardised; the released code feeds them raw. Q' is cut where the logged rewards cannot add up to it:
-without that it runs away on small logs (docs/baselines.md).
+without that it runs away on some logs (docs/baselines.md).
 """
 
 from dataclasses import dataclass

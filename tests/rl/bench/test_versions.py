@@ -57,6 +57,15 @@ def test_every_method_has_versions_and_a_raised_one_is_told_where_it_matters(mon
     assert versions.trained(CELL) == {"persim": 2}
 
 
+def test_a_continuous_form_has_a_number_of_its_own(monkeypatch):
+    monkeypatch.setattr(versions, "VERSIONS", {**dict.fromkeys(versions.VERSIONS, 1), "bcq": 2, "cql": 3})
+    found = {(name, method): versions.trained(replace(CELL, environment=name, method=method))
+             for name in ("cartpole", "halfcheetah") for method in ("bcq-p", "persim-bcq-5", "cql-a")}
+    assert found["cartpole", "bcq-p"] == found["cartpole", "persim-bcq-5"] == {"bcq": 2}
+    assert found["halfcheetah", "bcq-p"] == found["halfcheetah", "persim-bcq-5"] == {}
+    assert found["cartpole", "cql-a"] == found["halfcheetah", "cql-a"] == {"cql": 3}      # one number for both forms
+
+
 def test_imports_are_followed():
     assert "lowrank_rl.rl.models.persim" not in versions.ROOTS["data"]
     assert "lowrank_rl.rng" in versions._imports("lowrank_rl.rl.data")

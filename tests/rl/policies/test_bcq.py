@@ -43,6 +43,22 @@ def test_targets_are_those_of_a_loop():
     assert 0 < given.going.mean() < 1
 
 
+def test_targets_stay_where_rewards_can_add_up_to_them():
+    """With rewards from -0.5 to 0.2 and discount 0.9: following values from -5 to 2. Nothing is cut without a discount."""
+    made, given = learner(), replace(batch(), extremes=torch.tensor([[-0.5, 0.2]]).expand(G, 2))
+    with torch.no_grad():
+        for layer in made.modules["target"].layers:
+            layer.weight.mul_(3)
+    free = made.target(replace(given, extremes=torch.tensor([[-1e6, 1e6]]).expand(G, 2)))
+    following = (free - given.reward) / 0.9
+    assert (following < -5).any()
+    assert (following > 2).any()
+    torch.testing.assert_close(made.target(given), given.reward + 0.9 * following.clamp(-5, 2), rtol=1e-5, atol=1e-5)
+    endless = learner(replace(CONFIG, discount=1.0))
+    endless.modules = made.modules
+    torch.testing.assert_close(endless.target(given), given.reward + following, rtol=1e-5, atol=1e-5)
+
+
 def test_losses_are_those_of_a_loop():
     made, given = learner(), batch()
     for g, loss in enumerate(made.losses(given).tolist()):

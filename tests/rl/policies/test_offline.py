@@ -98,6 +98,7 @@ def test_a_batch_is_drawn_rows_in_units_of_their_run():
         assert torch.equal(batch.action[g], data.action[row, 0])
         assert torch.equal(batch.going[g], 1 - data.terminated[row].float())
     assert torch.equal(batch.weight, torch.full((2, 8), 1 / 8))
+    assert batch.extremes.tolist() == [[70, 119], [0, 139]]               # agent 2; agents 0 and 3
 
 
 def test_a_batch_larger_than_the_logs_weighs_what_a_direct_draw_would_repeat():
