@@ -1,6 +1,7 @@
 """No stage's code changes unseen: either its version is raised, or somebody says that results are as before."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
