@@ -12,6 +12,7 @@ from lowrank_rl.rl.bench.gather import Gathered, Group
 from lowrank_rl.rl.bench.markup import PICTURES, kind_of
 from lowrank_rl.rl.bench.options import Options
 from lowrank_rl.rl.bench.page import NAMES
+from lowrank_rl.rl.bench.statistics import mean_sd
 from lowrank_rl.rl.bench.store import Cell, Record, Store
 from lowrank_rl.rl.bench.tables import Row, Table, duration, markdown, number
 from lowrank_rl.rl.bench.tasks import finished
@@ -90,38 +91,40 @@ def compact(table: Table, dataset: str, paper: str | None) -> list[str]:
 def strength(built: dict[str, report.Report]) -> list[str]:
     """Whether our baselines are as strong as the paper's, agent by agent."""
     lines = ["## Are our baselines as strong as the paper's?", "",
-             "Mean returns, in brackets the paper's. Stronger: above the paper's mean and one of its standard deviations; as",
-             "strong: within one; weaker: below. Numbers of the paper that are suspect (*) are not judged. Why some are weaker",
-             "is said with the [baselines](baselines.md#numbers-and-verdicts).", ""]
+             "Mean returns ± deviation over seeds, or over episodes where there is one seed; in brackets the paper's.",
+             "Stronger: our mean is above the paper's and one of its standard deviations; as strong: within; weaker: below.",
+             "Numbers of the paper that are suspect (*) are not judged. What is behind the weaker ones is said with the",
+             "[baselines](baselines.md#numbers-and-verdicts).", ""]
     for name, known in built.items():
-        rows, verdicts = [], Counter()
+        agents, rows, verdicts = known.gathered.agents, [], Counter()
         for group in known.gathered.groups:
-            if cases.METHODS[group.method].baseline and any(published.paper(group.cells[a][0], "reward") for a in group.cells):
-                entries, judged = contest(group)
+            if cases.METHODS[group.method].baseline:
+                places = {agent: contest(group, agent) for agent in agents}
+                judged = {agent: verdict for agent, (_, verdict) in places.items()}
                 verdicts += Counter(judged.values())
                 rows.append([group.method, f"`{group.dataset}`", str(len({record.cell.seed for record in group.records})),
-                             *entries, told(judged)])
-        agents, strong = known.gathered.agents, verdicts["stronger"] + verdicts["as strong"]
-        lines += [f"### {NAMES[name]}: {strong} of {verdicts.total()} cells at least as strong", "",
+                             *(text for text, _ in places.values()), told(judged)])
+        strong = verdicts["stronger"] + verdicts["as strong"]
+        lines += [f"### {NAMES[name]}: {strong} of {strong + verdicts['weaker']} cells at least as strong", "",
                   f"| method | data | seeds | {' | '.join(f'agent {agent}' for agent in agents)} | verdict |",
                   "|---|---|---|" + "---|" * (len(agents) + 1), *(f"| {' | '.join(row)} |" for row in rows), ""]
     return lines
 
 
-def contest(group: Group) -> tuple[list[str], dict[int, str]]:
-    """What stands at each agent's place, and the verdict on each that can be judged."""
-    entries, judged = [], {}
-    for agent, cells in group.cells.items():
-        ours, theirs = group.estimate(agent, "reward"), published.paper(cells[0], "reward")
-        if not ours or not theirs:
-            entries.append(number(ours.mean) if ours else "")
-            continue
-        mean, (value, spread, note) = ours.mean, theirs
-        entries.append(f"{number(mean)} ({number(value, spread)}{' *' if published.doubtful(note) else ''})")
-        if not published.doubtful(note):
-            off = mean - value
-            judged[agent] = "as strong" if abs(off) <= (spread or 0.0) else "stronger" if off > 0 else "weaker"
-    return entries, judged
+def contest(group: Group, agent: int) -> tuple[str, str]:
+    """What stands at an agent's place, and the verdict: stronger, as strong or weaker, or why there is none."""
+    runs = group.runs(agent, "reward")
+    if runs is None:
+        return "", "not run or failed"
+    mean, spread = mean_sd(runs)
+    theirs = published.paper(replace(group.first, agent=agent), "reward")
+    if theirs is None:
+        return number(mean, spread), "not in the paper"
+    value, width, note = theirs
+    text, off = f"{number(mean, spread)} ({number(value, width)}{' *' if published.doubtful(note) else ''})", mean - value
+    if published.doubtful(note):
+        return text, "suspect in the paper"
+    return text, "as strong" if abs(off) <= (width or 0.0) else "stronger" if off > 0 else "weaker"
 
 
 def told(judged: dict[int, str]) -> str:
@@ -129,15 +132,16 @@ def told(judged: dict[int, str]) -> str:
     counts = Counter(judged.values())
     weaker = ", ".join(f"agent {agent}" for agent, verdict in judged.items() if verdict == "weaker")
     words = [f"{verdict} {counts[verdict]}" for verdict in ("stronger", "as strong") if counts[verdict]]
-    return ", ".join([*words, *([f"**weaker: {weaker}**"] if weaker else [])]) or "the paper's are suspect"
+    words += [f"**weaker: {weaker}**"] if weaker else []
+    return ", ".join(words or sorted(counts))
 
 
 def tables(records: Records) -> list[str]:
     """How much of each table of the paper has run, what is left of it, and what such cells took where one has run."""
     lines = ["## What has run, and what has not", "",
              f"Cells of `--table N --budget {BUDGET}` by environment: done of all. What is left has in brackets what a cell of",
-             "that method took, with its share of the training, where one has run; where none has, what a short probe says",
-             "([estimates](../results/estimates.csv)). Tables 1 and 2 are columns of 6 to 11.",
+             "that method took, with its share of the training, where one has run; where none has, what a short probe says of",
+             "`random` data ([estimates](../results/estimates.csv)). Tables 1 and 2 are columns of 6 to 11.",
              "", "| table | done of all | left |", "|---|---|---|"]
     for which, suite in suites.TABLES.items():
         if suite.stage != "cells" or which in (1, 2):

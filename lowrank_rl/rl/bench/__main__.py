@@ -11,7 +11,7 @@ import tyro
 
 from lowrank_rl.rl.bench import cases, estimate, merge, pieces, ray_pool, reports
 from lowrank_rl.rl.bench.console import Display
-from lowrank_rl.rl.bench.options import Options, checked, folders, gpus, jobs, part
+from lowrank_rl.rl.bench.options import Options, asked_for, checked, folders, gpus, jobs, part
 from lowrank_rl.rl.bench.pool import Task, Watcher
 from lowrank_rl.rl.bench.pool import run as run_tasks
 from lowrank_rl.rl.bench.store import Cell, Record, Store, locked
@@ -90,7 +90,8 @@ def _run(options: Options) -> int:
         stores = {name: loaded[folder] for name, folder in out.items()}
         failures = _finish(options, mine, out, stores)
         records = {folder: store.load() for folder, store in loaded.items()}
-        reports.write(out, options.budget, options.settings, mine, records, whole_page=not options.shard)
+        together = None if options.shard else asked_for(options)      # a shard has but a part of it
+        reports.write(out, options.budget, options.settings, mine, records, together)
     return 1 if failures else 0
 
 
@@ -128,7 +129,7 @@ def _merge(options: Options) -> int:
     known = [cell for cell in records if cases.knows(cell)]
     for budget, settings in dict.fromkeys((cell.budget, cell.settings) for cell in known):
         alike = {cell.environment: options.out for cell in known if (cell.budget, cell.settings) == (budget, settings)}
-        reports.write(alike, budget, settings, Work(), {options.out: records})
+        reports.write(alike, budget, settings, Work(), {options.out: records}, "report")
     return 1 if any(record.status == "failed" for record in records.values()) else 0
 
 

@@ -37,6 +37,7 @@ SIMULATORS: dict[tuple[str, str], Any] = {
 }
 FLOWN = {"small": 3}                # episodes that these are planned in: a decision costs ten to a hundred times PerSim's
 PARTICLES = {"pe-ts-cadm": 20}      # that a plan is followed with (paper, appendix D.2); others: one for each member
+NOISY = ("pe-ts-cadm", "e-pets")    # draw what comes next, but in plans that pay for disagreement
 FITS = {CaDMConfig: (fit_cadm, CaDM.load), EPETSConfig: (fit_epets, EPETS.load)}
 
 
@@ -111,7 +112,12 @@ def load_simulator(cell: Cell, path: Path) -> DynamicsModel:
 
 def particles(cell: Cell) -> int:
     """How many a plan is followed with, 0 for one of each member: all but the paper's budget, at a quarter of the cost."""
-    return PARTICLES.get(cell.method, 0) if cell.budget == "paper" else 0
+    return PARTICLES.get(cell.method, 0) if cell.budget == "paper" and not along_means(cell) else 0
+
+
+def along_means(cell: Cell) -> bool:
+    """Whether plans follow the means of members that could draw (mpc.py)."""
+    return cell.method in NOISY and cases.PLANNING[cell.settings, cell.environment].price > 0
 
 
 def planned(cell: Cell, model: DynamicsModel) -> DynamicsModel:

@@ -16,7 +16,6 @@ from lowrank_rl.rl.contracts import DynamicsModel, Environment, EpisodeView, Exp
 from lowrank_rl.rl.models.persim import PerSim, fit_persim
 from lowrank_rl.rl.models.true_env import TrueEnv
 from lowrank_rl.rl.policies.uniform import Uniform
-from lowrank_rl.rl.synthetic import join
 from lowrank_rl.tensor import ALSConfig
 
 # steps of a random trajectory and of a test episode, or one of a trained policy, for the estimate only (paper, Table 5; ours)
@@ -87,7 +86,7 @@ def seconds(cell: Cell, device: str) -> tuple[float, float]:
 def _baseline_probe(cell: Cell, environment: Environment, device: str) -> tuple[float, DynamicsModel | None]:
     """Seconds that a baseline's training would take, by short ones on random logs of five agents; and its simulator."""
     episodes = data.collect(environment, data.agents(environment, 5, seed=0), torch.arange(5), Uniform(environment.actions),
-                            seed=0, what="probe", max_steps=60)
+                            seed=0, what="probe", max_steps=min(60, _steps(cell)))
     config, model, took = baselines.learning(cell), None, []
     for count in PROBE_SHORT:
         started = time.monotonic()
@@ -123,9 +122,10 @@ def _more(cell: Cell, episodes: data.Episodes, batch: int) -> Experience | None:
     wanted = _steps(cell) + method.flown * TYPICAL[cell.environment][1]
     if not method.personal:
         wanted *= baselines.budget_of(cell).agents
-    have = len(found.agent) // (len(episodes) if method.personal else 1)
-    copies = -(-min(wanted, batch + 1) // have) - 1
-    return join([found] * copies) if copies else None
+    wanted = min(wanted, batch + 1)
+    runs = [found.agent == agent for agent in range(len(episodes))] if method.personal else [found.agent >= 0]
+    again = torch.cat([own.nonzero()[:, 0].repeat(wanted)[:max(0, wanted - int(own.sum()))] for own in runs])
+    return Experience(**{name: values[again] for name, values in vars(found).items()}) if len(again) else None
 
 
 def _train_probe(environment: Environment, config: cases.PerSimConfig, device: str, transitions: int) -> tuple[PerSim, float]:

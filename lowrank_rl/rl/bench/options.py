@@ -104,6 +104,12 @@ def folders(options: Options, environments: list[str]) -> dict[str, Path]:
     return {name: path.absolute() for name, path in found.items()} if options.executor == "ray" else found
 
 
+def asked_for(options: Options) -> str:
+    """What a page of it is called: table-9, figure-4, suite-paper, or report."""
+    return next((f"{name}-{getattr(options, name)}" for name in ("table", "figure", "suite")
+                 if getattr(options, name) is not None), "report")
+
+
 def part(shard: str) -> tuple[int, int]:
     """(2, 5) of "2/5"."""
     i, slash, n = shard.partition("/")

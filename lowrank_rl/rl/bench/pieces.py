@@ -111,6 +111,8 @@ def settings_of(cell: Cell) -> dict:
         settings["planning"] = asdict(cases.PLANNING[cell.settings, cell.environment])
         if baselines.particles(cell):
             settings["planning"]["particles"] = baselines.particles(cell)
+        if baselines.along_means(cell):
+            settings["planning"]["followed"] = "means of the members"
         if (cell.settings, cell.environment) in cases.FROM_MEAN:
             settings["planning"]["members"] = "start each step from their mean"
     if cases.unseen(cell.environment, cell.agent):

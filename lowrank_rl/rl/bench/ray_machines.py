@@ -45,7 +45,8 @@ class Machines:
                 raise ValueError(f"{where}: {trouble}")
             if trouble:
                 self._unfit.add(node["NodeID"])
-                warnings.warn(f"{where} has joined and is left out of this run: {trouble}", stacklevel=2)
+                warnings.warn(f"{where} has joined and is left out of this run: {trouble}; Ray started there anew is looked at "
+                              "again", stacklevel=2)
             elif trouble is not None:
                 self._fit.add(node["NodeID"])
         self.alive = {name: node for name, node in found.items() if name in self._fit}

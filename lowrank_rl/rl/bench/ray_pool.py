@@ -1,7 +1,8 @@
 """Run tasks that need one another on a Ray cluster: ``pool.run`` for many machines.
 
-Tasks exchange files through the output folders, so they run on machines that are fit for it alone (ray_machines.py). A task
-whose machine dies is run again elsewhere, and nothing else is. The calling process alone writes records.
+Tasks exchange files through the output folders, so they run on machines that are fit for it alone (ray_machines.py), and name
+them: a cluster that grows on demand does not grow for us. A task whose machine dies is run again elsewhere, and nothing else
+is. The calling process alone writes records.
 """
 
 import socket
@@ -72,8 +73,9 @@ class _Cluster:
                 self.ray.cancel(reference, force=True)
 
     def _fly(self, task: Task) -> None:
-        fit = frozenset(self.machines.alive)
-        chosen = self.work.options(num_gpus=self.gpus if task.gpu else 0.0, name=task.name,
+        share = self.gpus if task.gpu else 0.0
+        fit = frozenset(name for name, node in self.machines.alive.items() if node["Resources"].get("GPU", 0) >= share)
+        chosen = self.work.options(num_gpus=share, name=task.name,
                                    label_selector={"ray.io/node-id": f"in({','.join(sorted(fit))})"})
         self.flying[chosen.remote(task.name, task.function, task.args, self.words)] = _Flight(task, fit)
 
@@ -122,13 +124,14 @@ class _Cluster:
         self.machines.look()
         alive = self.machines.alive
         self._recall(alive.keys())
-        slots = sum(int(node["Resources"]["CPU"]) for node in alive.values())
-        self.room = slots + max(2, slots // 8) if slots else 0     # some wait in line, so that nobody waits for us
-        if alive and (not self.gpus or any(node["Resources"].get("GPU", 0) >= self.gpus for node in alive.values())):
-            self.roomy = now
+        self.room = 0
+        if any(node["Resources"].get("GPU", 0) >= self.gpus for node in alive.values()):
+            slots = sum(int(node["Resources"]["CPU"]) for node in alive.values())
+            self.room, self.roomy = slots + max(2, slots // 8), now     # some wait in line, so that nobody waits for us
         elif now - self.roomy > PATIENCE:
             wanted = f"a CPU and {self.gpus:g} GPU" if self.gpus else "a CPU"
-            raise ValueError(f"cluster: expected a machine with {wanted}, got none; start one, and the same command goes on")
+            raise ValueError(f"cluster: expected a machine with {wanted} that is fit, got none; start one, and the same "
+                             "command goes on")
 
     def _recall(self, alive: Set[str]) -> None:
         """Tasks in line for machines that are all gone begin again; Ray would keep them there."""

@@ -13,19 +13,19 @@ from lowrank_rl.rl.contracts import Environment
 
 
 def write(out: dict[str, Path], budget: str, settings: str, work: Work, records: dict[Path, dict[Cell, Record]],
-          whole_page: bool = True) -> None:
+          together: str | None) -> None:
     """What was asked for, and all other records of this budget and these settings: tables and a page of each environment in its
-    folder, and one page of them all beside these folders, or in the folder that they share.
+    folder, and for several one page of them all, beside these folders or in the one that they share.
 
     Args:
         out: the folder of each environment.
         records: by folder.
-        whole_page: whether to write the page of them all; a shard has but a part of it.
+        together: what the page of them all is called, if there shall be one.
     """
     chapters = [_write(folder, name, budget, settings, work, records[folder]) for name, folder in out.items()]
-    if whole_page and len(chapters) > 1:
+    if together and len(chapters) > 1:
         folders = list(dict.fromkeys(out.values()))
-        path = (folders[0] if len(folders) == 1 else folders[0].parent) / f"report-{budget}-{settings}.html"
+        path = (folders[0] if len(folders) == 1 else folders[0].parent) / f"{together}-{budget}-{settings}.html"
         page.save(path, *chapters)
         print(f"\nall on one page: {path}")
 

@@ -24,7 +24,7 @@ class MPC:
         score: of a predicted trajectory; averaged over the members.
         price: (D,) what a unit of the members' standard deviation costs, per dimension and step; None: nothing.
             A plan that leaves the data, where members disagree, then has to be worth it. Members of a noisy model are then
-            followed along their means: what they draw is no disagreement.
+            followed along their means: what they draw is no disagreement. One member cannot disagree, and draws.
         guide: proposes plans to a planner that takes them, from (model, context, view).
     """
 
@@ -64,7 +64,8 @@ class MPC:
         B, C, H, _ = plans.shape
         room = ON_CPU if context.device.type == "cpu" else ON_GPU
         fit = max(1, room // (self.model.members * (H + 1) * state.shape[1]))           # plans of one row
-        noisy = self.model.noisy and generators is not None and self.price is None
+        free = self.price is None or self.model.members == 1
+        noisy = self.model.noisy and generators is not None and free
         rows, parts = 1 if noisy else max(1, fit // C), -(-C // fit)
         columns = -(-C // parts)
         places = [(b, c) for b in range(0, B, rows) for c in range(0, C, columns)]

@@ -315,9 +315,9 @@ def test_a_table_and_a_figure_run_what_they_need(tmp_path, monkeypatch, capsys):
     assert said.count("data ") == 12 + 1
     assert "done    data cartpole/random/seed 0" in said
     assert bench.main(["--table", "5", *quick, "--datasets", "random", "--shard", "1/3"]) == 0
-    assert not (tmp_path / "runs" / "report-tiny-best.html").exists()             # a shard has but a part of it
+    assert not (tmp_path / "runs" / "table-5-tiny-best.html").exists()            # a shard has but a part of it
     assert bench.main(["--table", "5", *quick, "--datasets", "random"]) == 0
-    assert (tmp_path / "runs" / "report-tiny-best.html").read_text().count("data set      ") == 3
+    assert (tmp_path / "runs" / "table-5-tiny-best.html").read_text().count("data set      ") == 3
 
 
 def broken(out, cell, device, say):
@@ -369,12 +369,13 @@ def test_environments_in_one_folder_have_reports_of_their_own(no_pictures, tmp_p
                        "--out", str(tmp_path / "both")]) == 0
     assert bench.main(["--table", "2", "--budget", "tiny", "--methods", "true-env-mpc", "--agents", "1", "--out",
                        str(tmp_path / "table")]) == 0
-    for folder, known in (("both", ("mountaincar", "cartpole")), ("table", ("mountaincar", "cartpole", "halfcheetah"))):
+    for folder, page, known in (("both", "report-tiny-best.html", ("mountaincar", "cartpole")),
+                                ("table", "table-2-tiny-best.html", ("mountaincar", "cartpole", "halfcheetah"))):
         for name in known:
             report = (tmp_path / folder / f"report-{name}-tiny-best.md").read_text()
             assert report.startswith(f"# {name}, ")
             assert (tmp_path / folder / f"report-{name}-tiny-best.html").exists()
-        whole = (tmp_path / folder / "report-tiny-best.html").read_text()
+        whole = (tmp_path / folder / page).read_text()
         assert [f'<h2 id="{name}">' in whole for name in cases.ENVIRONMENTS] == [name in known for name in cases.ENVIRONMENTS]
     assert not (tmp_path / "cartpole" / "report-tiny-best.html").exists()         # one environment's page is the whole
 

@@ -215,6 +215,32 @@ def test_tasks_in_line_for_machines_that_are_gone_begin_again():
     assert list(cluster.flying) == ["one"]
 
 
+def test_tasks_for_a_gpu_wait_for_machines_with_one():
+    """Whoever names the machines that there are must not name those without."""
+    flown = []
+
+    class Work:
+        def options(self, **options):
+            flown.append(options)
+            return SimpleNamespace(remote=lambda *arguments: f"reference {len(flown)}")
+    cluster = ray_pool._Cluster.__new__(ray_pool._Cluster)
+    cluster.gpus, cluster.work, cluster.words, cluster.flying, cluster.course = 0.5, Work(), None, {}, None
+    cluster.looked, cluster.roomy = -1e9, time.monotonic()
+    nodes = {"x": {"Resources": {"CPU": 4.0}}, "y": {"Resources": {"CPU": 2.0, "GPU": 1.0}}}
+    cluster.machines = SimpleNamespace(alive=nodes, look=lambda: None)
+    cluster._look_around()
+    assert cluster.room == 8
+    cluster._fly(Task("learns", share, (), gpu=True))
+    cluster._fly(Task("logs", share, ()))
+    assert [(one["num_gpus"], one["label_selector"]["ray.io/node-id"]) for one in flown] == [(0.5, "in(y)"), (0.0, "in(x,y)")]
+    del nodes["y"]
+    cluster.looked = -1e9
+    cluster.course = SimpleNamespace(settle=lambda task, kind, words: flown.append((task.name, kind)))
+    cluster.ray = SimpleNamespace(cancel=lambda reference, force: None)
+    cluster._look_around()
+    assert (cluster.room, flown[2:]) == (0, [("learns", "lost")])
+
+
 def nothing_runs(folders, **options):
     def never(*what):
         raise AssertionError("something ran")
@@ -261,7 +287,7 @@ def test_fractions_of_a_gpu(cluster, tmp_path):
     notes = Notes()
     run([Task("learns", share, (), gpu=True), Task("logs", share, ())], notes, [tmp_path], gpus=0.5)
     assert notes.results == {"learns": {"CPU": 1.0, "GPU": 0.5}, "logs": {"CPU": 1.0}}
-    assert "cluster: expected a machine with a CPU and 2 GPU, got none" in nothing_runs([tmp_path], gpus=2.0)
+    assert "cluster: expected a machine with a CPU and 2 GPU that is fit, got none" in nothing_runs([tmp_path], gpus=2.0)
 
 
 def test_the_command(cluster, tmp_path, monkeypatch, capsys):

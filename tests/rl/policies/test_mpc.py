@@ -261,3 +261,16 @@ def test_what_a_noisy_model_draws_is_no_disagreement():
     noisy, calm = (policy.values(policy.model.context(view(STATE)), STATE, PLANS, 1, [stream(0, "wind"), stream(1, "wind")])
                    for policy in policies)
     assert torch.equal(noisy, calm)
+
+
+def test_one_noisy_member_draws_whatever_the_price():
+    class Breeze(Wind):
+        members = 1
+
+        def context(self, view):
+            return super().context(view)[:1]
+    free, priced = (MPC(Breeze(), None, last_position, price=price).values(
+        Breeze().context(view(STATE)), STATE, PLANS, 1, [stream(0, "wind"), stream(1, "wind")])
+        for price in (None, torch.tensor([0.5, 100.0])))
+    assert torch.equal(free, priced)
+    assert not torch.isclose(free, values(MPC(Breeze(), None, last_position), STATE, PLANS)).any()
