@@ -23,6 +23,8 @@ SIGHT = 15.0         # seconds until a new file must be seen by every machine; n
 
 
 class Machines:
+    """The fit ones, as of the last look."""
+
     def __init__(self, ray: Any, folders: Sequence[Path], device: str, gpus: float) -> None:
         """folders: that all must see. device: of networks. gpus: the share of a GPU that some tasks take."""
         self.ray, self.folders, self.device, self.gpus = ray, folders, device, gpus

@@ -71,6 +71,7 @@ def _training(cell: Cell) -> list[str]:
 
 
 def _learner(cell: Cell) -> str:
+    """The stage that it is trained by; a learner's form for continuous actions may be one of its own."""
     name = LEARNERS[cell.method]
     continuous = not isinstance(cases.ENVIRONMENTS[cell.environment].actions, Discrete)
     return f"{name}-continuous" if continuous and f"{name}-continuous" in VERSIONS else name

@@ -183,7 +183,8 @@ def follow(target: nn.Module, source: nn.Module, share: float) -> None:
 
 
 def possible(value: Tensor, batch: Batch, discount: float) -> Tensor:
-    """Values (G, B), cut where logged rewards cannot add up to them: at the lowest or the highest for ever, and at 0."""
+    """Values (G, B), cut where logged rewards cannot add up to them: at a run's lowest and highest reward for ever, which
+    count as 0 where they are above and below it. Nothing is cut where the discount is 1."""
     if discount == 1:
         return value
     low, high = (batch.extremes / (1 - discount))[..., None].unbind(1)
