@@ -22,7 +22,7 @@ from lowrank_rl import check
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Discrete, Experience
 from lowrank_rl.rl.policies import offline
-from lowrank_rl.rl.policies.offline import Batch, Learned
+from lowrank_rl.rl.policies.offline import Batch, Distinct, Learned
 
 KIND = "CQL"
 
@@ -58,6 +58,7 @@ class CQL:
         value = nn.ModuleList(offline.networks(sizes, generators) for _ in range(config.critics)).to(device)
         self.modules = {"value": value, "target": deepcopy(value)}
         self.optimizers = {"adam": torch.optim.Adam(value.parameters(), lr=config.learning_rate, fused=True)}
+        self._copied: tuple[Distinct, Tensor] | None = None      # what the present copies say of distinct states
 
     def update(self, batch: Batch, number: int) -> Tensor:
         losses = self.losses(batch)
@@ -66,23 +67,42 @@ class CQL:
         self.optimizers["adam"].step()
         if (number + 1) % self.config.follow == 0:
             offline.follow(self.modules["target"], self.modules["value"], 1)
+            self._copied = None
         return losses.detach()
 
     def losses(self, batch: Batch) -> Tensor:
         """Of each run, (G,)."""
-        value = self._values("value", batch.state)                                                 # (G, critics, B, actions)
-        error = functional.smooth_l1_loss(_at(value, batch.action), self.target(batch)[:, None].expand(value.shape[:3]),
-                                          reduction="none")
+        value, *following = self._seen(batch)
+        target = self._target(batch, *following)
+        error = functional.smooth_l1_loss(_at(value, batch.action), target[:, None].expand(value.shape[:3]), reduction="none")
         mean = value.mean(1)
         excess = mean.logsumexp(2) - mean.gather(2, batch.action[..., None])[..., 0]
         return batch.mean(error.sum(1) + self.config.alpha * excess)
 
-    @torch.no_grad()
     def target(self, batch: Batch) -> Tensor:
         """What the value of each logged action should be, (G, B)."""
-        best = self._values("value", batch.next_state).mean(1).argmax(2)
-        following = _at(self._values("target", batch.next_state), best).amin(1)
+        return self._target(batch, *self._seen(batch)[1:])
+
+    def _target(self, batch: Batch, value: Tensor, copied: Tensor) -> Tensor:
+        """From what the critics and their copies say of next states, (G, critics, B, actions)."""
+        following = _at(copied, value.mean(1).argmax(2)).amin(1)
         return batch.reward + batch.going * self.config.discount * following
+
+    def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """What the critics say of states, then, without gradients, they and their copies of next ones: (G, critics, B, actions).
+
+        Each distinct state is looked at once: that halves the work for a run whose batches are its whole episode.
+        """
+        distinct = batch.distinct
+        if distinct is None:
+            value = self._values("value", batch.state)
+            with torch.no_grad():
+                return value, self._values("value", batch.next_state), self._values("target", batch.next_state)
+        if self._copied is None or self._copied[0] is not distinct:
+            with torch.no_grad():
+                self._copied = distinct, self._values("target", distinct.state)
+        value = self._values("value", distinct.state)
+        return _rows(value, distinct.now), _rows(value.detach(), distinct.then), _rows(self._copied[1], distinct.then)
 
     def acting(self) -> dict[str, Mlp]:
         return {f"value {critic}": network for critic, network in enumerate(self.modules["value"])}
@@ -95,6 +115,11 @@ class CQL:
 def _at(value: Tensor, action: Tensor) -> Tensor:
     """The value of an action to each critic: (G, critics, B, actions), (G, B) -> (G, critics, B)."""
     return value.gather(3, action[:, None, :, None].expand(-1, value.shape[1], -1, 1))[..., 0]
+
+
+def _rows(value: Tensor, index: Tensor) -> Tensor:
+    """(G, critics, S, actions), (G, B) -> (G, critics, B, actions)."""
+    return value.gather(2, index[:, None, :, None].expand(-1, value.shape[1], -1, value.shape[3]))
 
 
 def choose(networks: dict[str, Mlp], state: Tensor, generators: list[torch.Generator]) -> Tensor:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -29,6 +30,23 @@ WATCHED = 10     # looks at the unfinished policy, evenly spread
 
 
 @dataclass(frozen=True)
+class Distinct:
+    """The states of a batch, each once: in an episode most that follow are logged ones too."""
+    state: Tensor        # (G, S, D), S up to the longest run's, the last repeated in others
+    now: Tensor          # (G, B) int64 which of them each step starts from
+    then: Tensor         # (G, B) and leads to
+
+    @classmethod
+    def of(cls, state: Tensor, next_state: Tensor) -> Self:
+        """Of states and next states (G, B, D)."""
+        found = [torch.cat(pair).unique(dim=0, return_inverse=True) for pair in zip(state, next_state, strict=True)]
+        most = max(len(each) for each, _ in found)
+        every = torch.stack([each[torch.arange(most, device=each.device).clamp(max=len(each) - 1)] for each, _ in found])
+        now, then = torch.stack([index for _, index in found]).chunk(2, dim=1)
+        return cls(every, now, then)
+
+
+@dataclass(frozen=True)
 class Batch:
     """B logged steps for each of G runs; states in units of the run's own."""
     state: Tensor        # (G, B, D)
@@ -38,6 +56,7 @@ class Batch:
     going: Tensor        # (G, B) 1 where the episode goes on, 0 where it terminated
     weight: Tensor       # (G, B) sums to 1 over each run's rows
     extremes: Tensor     # (G, 2) the lowest and the highest reward among all of a run's steps
+    distinct: Distinct | None = None     # if these are few: the same object in each batch that consists of the same steps
 
     def mean(self, each: Tensor) -> Tensor:
         """The mean over steps of (G, B): (G,)."""
@@ -82,10 +101,26 @@ class Logs:
         weight = torch.full(rows.shape, 1 / size)
         if longest <= size:
             weight = torch.zeros(self.runs, longest).scatter_add_(1, rows, weight)
-            rows = torch.minimum(torch.arange(longest), self.count[:, None] - 1)
+            rows = self._all
+        return Batch(**self._at(rows), weight=weight.to(self.device), extremes=self.extremes,
+                     distinct=self._distinct if longest <= size else None)
+
+    def _at(self, rows: Tensor) -> dict[str, Tensor]:
+        """Steps (G, B) of each run, counted from 0."""
         rows = (rows + self.first[:, None]).to(self.device)
-        return Batch(**{name: values[rows] for name, values in self._parts.items()}, weight=weight.to(self.device),
-                     extremes=self.extremes)
+        return {name: values[rows] for name, values in self._parts.items()}
+
+    @cached_property
+    def _all(self) -> Tensor:
+        """(G, length of the longest run) each run's steps from 0, the last repeated."""
+        return torch.minimum(torch.arange(int(self.count.max())), self.count[:, None] - 1)
+
+    @cached_property
+    def _distinct(self) -> Distinct | None:
+        """Of all steps, where most states are the next ones of others."""
+        parts = self._at(self._all)
+        found = Distinct.of(parts["state"], parts["next_state"])
+        return found if 3 * found.state.shape[1] < 4 * self._all.shape[1] else None
 
 
 class Learner(Protocol):

@@ -8,6 +8,7 @@ import torch
 
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.policies.cql import CQL, CQLConfig, choose
+from lowrank_rl.rl.policies.offline import Distinct
 from lowrank_rl.rng import stream
 from policies.by_hand import ACTIONS, B, D, G, batch, huber, log_sum, outputs, shaken
 
@@ -51,6 +52,22 @@ def test_losses_are_those_of_a_loop():
             excess = log_sum(value.mean(0)) - value.mean(0)[action]
             expected += float(given.weight[g, i]) * (errors + 1.5 * excess)
         assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_distinct_states_change_no_loss_or_gradient_whatever_was_copied_before():
+    given = batch()
+    way = torch.randn((G, B + 1, D), generator=stream(3))
+    given = replace(given, state=way[:, :-1], next_state=way[:, 1:])
+    short = replace(given, distinct=Distinct.of(given.state, given.next_state))
+    other = replace(given, distinct=Distinct.of(given.state + 1, given.next_state + 1), state=given.state + 1,
+                    next_state=given.next_state + 1)
+    one, two = learner(replace(CONFIG, follow=3)), learner(replace(CONFIG, follow=3))
+    for number in range(7):      # copies are taken after the third and the sixth
+        two.target(other)        # other states are looked at in between
+        torch.testing.assert_close(two.target(short), one.target(given))
+        torch.testing.assert_close(two.update(short, number), one.update(given, number))
+    for a, b in zip(one.modules["value"].parameters(), two.modules["value"].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_targets_are_copied_after_every_so_many_updates():

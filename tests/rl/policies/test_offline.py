@@ -114,6 +114,34 @@ def test_a_batch_larger_than_the_logs_weighs_what_a_direct_draw_would_repeat():
             assert float(share) == pytest.approx((drawn == reward).double().mean())
 
 
+def episodes(counts):
+    """One episode of each agent, where each state but the first and the last is met twice."""
+    draw = stream(0, "episodes")
+    ways = [torch.randn((count + 1, 3), generator=draw, dtype=torch.float64) for count in counts]
+    agent = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    steps = len(agent)
+    return Experience(agent, torch.cat([way[:-1] for way in ways]), torch.arange(steps)[:, None] % 2,
+                      torch.cat([way[1:] for way in ways]), torch.arange(steps).double(), torch.zeros(steps, dtype=torch.bool))
+
+
+def test_a_batch_of_whole_episodes_knows_each_distinct_state_once():
+    logs, generators = Logs(episodes((30, 20, 12)), torch.tensor([0, -1, 1]), True, "cpu"), offline.streams(0, 2, "draw")
+    first, second = (logs.draw(40, generators) for _ in range(2))
+    found = first.distinct
+    assert found is second.distinct
+    assert found.state.shape == (2, 31, 3)
+    for g, distinct in enumerate((31, 13)):
+        assert len(found.state[g].unique(dim=0)) == distinct
+        assert torch.equal(found.state[g][found.now[g]], first.state[g])
+        assert torch.equal(found.state[g][found.then[g]], first.next_state[g])
+
+
+@pytest.mark.parametrize(("data", "size"), [(episodes((30, 20, 12)), 29), (numbered((30, 20, 12, 1)), 40)])
+def test_distinct_states_are_not_told_of_drawn_steps_or_where_most_lead_elsewhere(data, size):
+    run = torch.arange(int(data.agent.max()) + 1)
+    assert Logs(data, run, True, "cpu").draw(size, offline.streams(0, len(run), "draw")).distinct is None
+
+
 def test_every_step_is_drawn_alike():
     logs, generators = Logs(numbered((5, 9, 12, 2)), RUN, True, "cpu"), offline.streams(0, 2, "draw")
     shares = torch.stack([logs.draw(40, generators).weight for _ in range(2000)]).mean(0)
