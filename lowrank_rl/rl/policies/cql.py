@@ -89,7 +89,7 @@ class CQL:
         return batch.reward + batch.going * self.config.discount * following
 
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """What the critics say of states, then, without gradients, they and their copies of next ones: (G, critics, B, actions).
+        """What the critics say of states and, without gradients, they and their copies of next ones: (G, critics, B, actions).
 
         Each distinct state is looked at once: that halves the work for a run whose batches are its whole episode.
         """
