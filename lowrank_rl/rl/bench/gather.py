@@ -25,6 +25,7 @@ class Group:
     done: dict[int, list[Record]] = field(default_factory=dict)
     failed: dict[int, list[Record]] = field(default_factory=dict)
     left_out: Counter = field(default_factory=Counter)     # how many of each agent were made otherwise; not among the cells
+    older: bool = False                                    # none of what is finished has today's settings and code
 
     @property
     def dataset(self) -> str:
@@ -164,9 +165,10 @@ def _stacked(runs: list[list[float]]) -> Runs:
 
 def _group(found: list[tuple[Cell, Record | None]], versions: tuple | None) -> tuple[Group, list[str]]:
     """One row of the tables. A record that was made with other settings than today's is left out beside such as were."""
-    group = Group(found[0][0])
     mine = [record for _, record in found if record and record.status == "done" and made_with(record) == versions]
-    kept = {id(record) for record in _alike(mine)}
+    alike, older = _alike(mine)
+    group = Group(found[0][0], older=older)
+    kept = {id(record) for record in alike}
     for cell, record in sorted(found, key=lambda pair: pair[0].seed):
         agent = cell.agent
         if record and record.status == "done" and id(record) not in kept:
@@ -180,8 +182,9 @@ def _group(found: list[tuple[Cell, Record | None]], versions: tuple | None) -> t
                    "shown and are left out; the same command with as many --seeds runs those cells anew."] if odd else []
 
 
-def _alike(records: list[Record]) -> list[Record]:
-    """Those with today's settings; if there are none, the largest number with one another's (of equals, the later)."""
+def _alike(records: list[Record]) -> tuple[list[Record], bool]:
+    """Those with today's settings; if there are none, the largest number with one another's (of equals, the later), and
+    that they are older."""
     kinds: list[tuple[dict, list[Record]]] = []
     for record in records:
         known = next((those for config, those in kinds if config == record.config), None)
@@ -189,11 +192,11 @@ def _alike(records: list[Record]) -> list[Record]:
             known = []
             kinds.append((record.config, known))
         known.append(record)
-    if len(kinds) < 2:
-        return records
+    if not kinds:
+        return [], False
     today = pieces.settings_of(records[0].cell)
     current = [record for config, those in kinds if pieces.same_settings(config, today) for record in those]
-    return current or max(reversed(kinds), key=lambda kind: len(kind[1]))[1]
+    return (current, False) if current else (max(reversed(kinds), key=lambda kind: len(kind[1]))[1], True)
 
 
 def _versions(have: list[Record]) -> tuple[tuple | None, list[str]]:

@@ -21,9 +21,13 @@ class Note:
 
 
 def notes(environment: Environment, gathered: Gathered) -> list[Note]:
-    """Repeats, episodes, cut episodes, commit, versions, what was left out, what failed, what has not run."""
+    """Repeats, episodes, cut episodes, commit, versions, what is older or was left out, what failed, what has not run."""
     failed = gathered.failures
     lines = _behind(environment, gathered) if gathered.records else []
+    older = [f"{group.method} on {group.dataset}" for group in gathered.groups if group.older]
+    if older:
+        lines.append(Note(f"{', '.join(older)}; a command that names these methods and data sets runs them anew.",
+                          "Made with other settings or code than today's:"))
     lines += [Note(sentence, "Left out:") for sentence in gathered.left_out]
     lines += [Note(f"FAILED {record.cell}: {last_line(record)}") for record in failed[:NAMED]]
     if len(failed) > NAMED:

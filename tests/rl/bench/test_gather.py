@@ -6,6 +6,7 @@ import pytest
 
 from lowrank_rl.rl.bench import cases, pieces, reports
 from lowrank_rl.rl.bench.gather import gather
+from lowrank_rl.rl.bench.notes import notes
 from lowrank_rl.rl.bench.store import Cell, Record
 
 CAR = cases.ENVIRONMENTS["mountaincar"]
@@ -55,6 +56,17 @@ def test_without_todays_the_largest_number_alike_stands():
     assert values(group) == [-1.0, -2.0]
     assert group.left_out == {1: 1, 2: 1}
     assert 2 not in group.done
+
+
+def test_a_row_of_older_settings_alone_is_shown_and_said_to_be_so():
+    today = pieces.settings_of(cell(method="pooled"))
+    old, new = done(cell(), {**today, "learning": {"rank": 2}}), done(cell(method="pooled"), today)
+    found = gathered(old, new)
+    assert [group.older for group in found.groups] == [True, False]
+    said = [f"{note.lead} {note.text}" for note in notes(CAR, found) if "Made with other" in note.lead]
+    assert said == ["Made with other settings or code than today's: persim on random; a command that names these methods and data "
+                    "sets runs them anew."]
+    assert not any("Made with other" in note.lead for note in notes(CAR, gathered(new)))
 
 
 def test_versions_are_never_mixed():
