@@ -64,8 +64,8 @@ def test_a_row_of_older_settings_alone_is_shown_and_said_to_be_so():
     found = gathered(old, new)
     assert [group.older for group in found.groups] == [True, False]
     said = [f"{note.lead} {note.text}" for note in notes(CAR, found) if "Made with other" in note.lead]
-    assert said == ["Made with other settings or code than today's: persim on random; a command that names these methods and data "
-                    "sets runs them anew."]
+    assert said == ["Made with other settings or code than today's: persim on random; a command that names these methods and "
+                    "data sets runs them anew."]
     assert not any("Made with other" in note.lead for note in notes(CAR, gathered(new)))
 
 
