@@ -26,7 +26,7 @@ from tables import show, write
 from lowrank_rl import check
 from lowrank_rl.rl import data
 from lowrank_rl.rl.contracts import Discrete, Environment, Experience
-from lowrank_rl.rl.envs import cartpole, halfcheetah
+from lowrank_rl.rl.envs import cartpole, halfcheetah, mountaincar
 from lowrank_rl.rl.policies import offline
 from lowrank_rl.rl.policies.bcq import BCQ, BCQConfig
 from lowrank_rl.rl.policies.bcq_continuous import ContinuousBCQ, ContinuousBCQConfig
@@ -48,6 +48,7 @@ CHEETAH = halfcheetah.ENVIRONMENT
 CASES = {
     "BCQ": Case(BCQ, BCQConfig(), cartpole.ENVIRONMENT, 1000, (1, 5, 25)),
     "CQL": Case(CQL, CQLConfig(), cartpole.ENVIRONMENT, 1000, (1, 5, 25)),
+    "CQL of own logs": Case(CQL, CQLConfig(), mountaincar.ENVIRONMENT, 5, (1, 5)),     # five runs: each batch is a whole log
     "BCQ, continuous": Case(partial(ContinuousBCQ, box=CHEETAH.actions), ContinuousBCQConfig(), CHEETAH, 10, (1, 5)),
     "CQL, continuous": Case(partial(ContinuousCQL, box=CHEETAH.actions), ContinuousCQLConfig(), CHEETAH, 10, (1, 5)),
 }
@@ -60,7 +61,7 @@ def logs(case: Case, seed: int) -> Experience:
 
 
 def ours(case: Case, logged: Experience, runs: int, seed: int) -> Callable[[], None]:
-    """One update of every run; each has its share of the agents, and more steps than a batch."""
+    """One update of every run; each has its share of the agents."""
     actions = case.environment.actions
     discrete = isinstance(actions, Discrete)
     kept = offline.Logs(logged, torch.arange(case.agents) % runs, discrete, "cpu")
@@ -91,7 +92,7 @@ def theirs(name: str, case: Case, logged: Experience) -> Callable[[], None]:
             critic_encoder_factory=layers(list(config.hidden)), imitator_encoder_factory=layers(list(config.autoencoder))),
         "CQL, continuous": lambda: d3rlpy.algos.CQLConfig(
             **same, alpha_threshold=config.threshold, actor_learning_rate=config.policy_rate),
-    }[name]().create(device="cpu:0")
+    }[name.removesuffix(" of own logs")]().create(device="cpu:0")
     algorithm.build_with_dataset(kept)
     return lambda: algorithm.update(kept.sample_transition_batch(config.batch))
 
