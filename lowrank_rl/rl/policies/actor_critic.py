@@ -8,6 +8,8 @@ from torch import Tensor
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box
 
+BLOCK = 500     # pairs that networks look at in one go: what lies between two layers then stays in a core's cache
+
 
 def to_unit(action: Tensor, box: Box) -> Tensor:
     """The same in [-1, 1]."""
@@ -23,7 +25,8 @@ def values(networks: Mlp, state: Tensor, action: Tensor) -> Tensor:
     """All Q of each run, (G, Q, B). networks: G Q members. state: (G, B, D). action: (G, B, A)"""
     pairs, runs = torch.cat([state, action], 2), len(state)
     heads = len(networks.layers[0].weight) // runs
-    return networks(pairs.repeat_interleave(heads, dim=0)).view(runs, heads, -1)
+    blocks = pairs.split(BLOCK, dim=1) if pairs.device.type == "cpu" else [pairs]
+    return torch.cat([networks(block.repeat_interleave(heads, dim=0)).view(runs, heads, -1) for block in blocks], 2)
 
 
 def normal(generators: Sequence[torch.Generator], *shape: int) -> Tensor:

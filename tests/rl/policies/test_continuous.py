@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from lowrank_rl.rl.contracts import Box, Discrete
-from lowrank_rl.rl.policies import bcq_continuous, cql_continuous, offline
+from lowrank_rl.rl.policies import actor_critic, bcq_continuous, cql_continuous, offline
 from lowrank_rl.rl.policies.bcq_continuous import ContinuousBCQConfig, fit_bcq_continuous
 from lowrank_rl.rl.policies.cql_continuous import ContinuousCQLConfig, fit_cql_continuous
+from lowrank_rl.rng import stream
 from policies.points import BOX, acted, logs
 
 
@@ -20,6 +21,18 @@ class Case:
     module: ModuleType
     fit: Callable[..., Any]
     config: Any
+
+
+def test_values_of_many_pairs_are_those_of_each_member_at_once():
+    rows = 2 * actor_critic.BLOCK + 7
+    state, action = torch.randn((2, rows, 3), generator=stream(0)), torch.randn((2, rows, 2), generator=stream(1))
+    networks = offline.networks((5, 8, 1), offline.streams(0, 2, "networks"), heads=2)
+    found = actor_critic.values(networks, state, action)
+    assert found.shape == (2, 2, rows)
+    for run in range(2):
+        for head in range(2):
+            expected = networks.alone(2 * run + head)(torch.cat([state[run], action[run]], 1)[None])[0, :, 0]
+            torch.testing.assert_close(found[run, head], expected)
 
 
 CASES = {
