@@ -97,7 +97,6 @@ class Gathered:
         return next((steps for record in self.records if (steps := record.config["budget"]["return_steps"])), None)
 
 
-
 def gather(environment: Environment, cells: Iterable[Cell], records: dict[Cell, Record]) -> Gathered:
     """Records of these cells that belong together.
 
