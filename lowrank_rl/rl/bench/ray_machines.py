@@ -1,13 +1,14 @@
 """Which machines of a Ray cluster may work for us: those that see our folders and have this very package.
 
-All are looked at before anything runs, and what is wrong with one is said at once; a machine that joins later and is not fit
-is left out of the run with a warning.
+All are looked at before anything runs, and what is wrong with one is said at once. A machine that joins later is asked while
+the others work; if it is not fit, it is left out of the run with a warning.
 """
 
 import hashlib
 import secrets
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from time import monotonic, sleep
@@ -22,6 +23,15 @@ PATIENCE = 180.0     # seconds that a machine may take to answer
 SIGHT = 15.0         # seconds until a new file must be seen by every machine; network file systems take some
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A machine that has not answered yet."""
+    node: dict           # what Ray says of it
+    marks: list[Path]    # files that it shall see
+    answer: Any          # Ray's reference
+    until: float         # when we stop waiting
+
+
 class Machines:
     """The fit ones, as of the last look."""
 
@@ -31,61 +41,77 @@ class Machines:
         self.alive: dict[str, dict] = {}     # the fit ones: what Ray says of each, by its name in Ray
         self._fit: set[str] = set()          # of all that were ever looked at
         self._unfit: set[str] = set()
+        self._asked: dict[str, _Asked] = {}
 
     def look(self) -> None:
-        """See who is there.
+        """See who is there. Machines that are there from the beginning are waited for, those that join later are not.
 
         Raises:
             ValueError: a machine that was there from the beginning could not work for us: which, and what it lacks.
         """
         found = {node["NodeID"]: node for node in self.ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1}
-        new = [node for name, node in found.items() if name not in self._fit | self._unfit]
         first = not self._fit | self._unfit
-        for node, trouble in zip(new, self._troubles(new), strict=True):
-            where = f"machine {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        for name in found.keys() - self._fit - self._unfit - self._asked.keys():
+            self._asked[name] = self._ask(found[name])
+        for name, answered in self._due(PATIENCE if first else 0.0):
+            asked = self._asked[name]
+            trouble = self._trouble(asked, answered)
+            self._forget(self._asked.pop(name))
+            where = f"machine {asked.node['NodeManagerHostname']} ({asked.node['NodeManagerAddress']})"
             if trouble and first:
                 raise ValueError(f"{where}: {trouble}")
             if trouble:
-                self._unfit.add(node["NodeID"])
+                self._unfit.add(name)
                 warnings.warn(f"{where} has joined and is left out of this run: {trouble}; Ray started there anew is looked at "
                               "again", stacklevel=2)
             elif trouble is not None:
-                self._fit.add(node["NodeID"])
+                self._fit.add(name)
         self.alive = {name: node for name, node in found.items() if name in self._fit}
 
-    def _troubles(self, nodes: list[dict]) -> list[str | None]:
-        """What keeps each from working for us: nothing, one sentence, or None for one that is gone again."""
-        if not nodes:
-            return []
+    def close(self) -> None:
+        """Leave no marks behind."""
+        while self._asked:
+            self._forget(self._asked.popitem()[1])
+
+    def _ask(self, node: dict) -> _Asked:
         token = secrets.token_hex(8)
         marks = [folder / f".seen-{token}" for folder in self.folders]
-        try:
-            for mark in marks:
-                mark.write_text(token)
-            asked = []
-            for node in nodes:
-                gpus = self.gpus if node["Resources"].get("GPU", 0) >= self.gpus else 0.0
-                look = self._remote(_look, num_cpus=0, num_gpus=gpus, max_retries=0)
-                asked.append(look.options(scheduling_strategy=on(node["NodeID"], soft=False)).remote(
-                    marks, token, self.device if gpus or self.device == "cpu" else "cpu", SIGHT))
-            return [self._trouble(node, marks, reference) for node, reference in zip(nodes, asked, strict=True)]
-        finally:
-            for mark in marks:
-                for one in mark.parent.glob(f"{mark.name}*"):
-                    one.unlink(missing_ok=True)
+        gpus = self.gpus if node["Resources"].get("GPU", 0) >= self.gpus else 0.0
+        look = self._remote(_look, num_cpus=0, num_gpus=gpus, max_retries=0)
+        for mark in marks:
+            mark.write_text(token)
+        answer = look.options(scheduling_strategy=on(node["NodeID"], soft=False)).remote(
+            marks, token, self.device if gpus or self.device == "cpu" else "cpu", SIGHT)
+        return _Asked(node, marks, answer, monotonic() + PATIENCE)
 
-    def _trouble(self, node: dict, marks: list[Path], reference: Any) -> str | None:
+    def _due(self, patience: float) -> list[tuple[str, bool]]:
+        """Who has answered by now, or never will: names, and whether they did."""
+        if not self._asked:
+            return []
+        answers = [asked.answer for asked in self._asked.values()]
+        ready = set(self.ray.wait(answers, num_returns=len(answers), timeout=patience)[0])
+        now = monotonic()
+        return [(name, asked.answer in ready) for name, asked in self._asked.items()
+                if asked.answer in ready or now >= asked.until]
+
+    def _forget(self, asked: _Asked) -> None:
+        for mark in asked.marks:
+            for one in mark.parent.glob(f"{mark.name}*"):
+                one.unlink(missing_ok=True)
+
+    def _trouble(self, asked: _Asked, answered: bool) -> str | None:
+        """What keeps it from working for us: nothing, one sentence, or None for one that is gone again."""
+        if not answered:
+            return f"expected an answer within {PATIENCE:g} seconds, got none; free or remove it"
         errors = self.ray.exceptions
         try:
-            answer = self.ray.get(reference, timeout=PATIENCE)
-        except errors.GetTimeoutError:
-            return f"expected an answer within {PATIENCE:g} seconds, got none; free or remove it"
+            answer = self.ray.get(asked.answer, timeout=PATIENCE)
         except (errors.RayTaskError, errors.RuntimeEnvSetupError) as error:
             return (f"expected lowrank_rl {lowrank_rl.__version__} and what it needs, got '{line(error)}'; install them on "
                     "every machine")
         except errors.RayError as error:
             alive = {other["NodeID"] for other in self.ray.nodes() if other["Alive"]}
-            return f"expected an answer, got '{line(error)}'; repair or remove it" if node["NodeID"] in alive else None
+            return f"expected an answer, got '{line(error)}'; repair or remove it" if asked.node["NodeID"] in alive else None
         if answer["trouble"]:
             return answer["trouble"]
         mine = {"source": source(), **_packages()}
@@ -94,7 +120,7 @@ class Machines:
         if odd:
             return (f"expected the same packages as here, got {', '.join(odd)}; a table never mixes versions, so install the "
                     "same on every machine")
-        for mark in marks:
+        for mark in asked.marks:
             if not (answer["seen"] and _seen(mark.with_name(f"{mark.name}-{answer['who']}"), answer["who"], SIGHT)):
                 return (f"expected the folder {mark.parent} to be the same as here, got another or none; name an --out on a "
                         "file system that all machines share, or run a --shard on each")

@@ -71,6 +71,7 @@ class _Cluster:
         finally:
             for reference in self.flying:     # Ctrl-C, or a full disk
                 self.ray.cancel(reference, force=True)
+            self.machines.close()
 
     def _fly(self, task: Task) -> None:
         share = self.gpus if task.gpu else 0.0

@@ -186,7 +186,7 @@ def test_a_machine_that_joins_unfit_is_left_out(cluster, tmp_path, monkeypatch):
 
     def then_go(machines):
         look(machines)
-        if joined:
+        if joined and joined[0].node_id in machines._fit | machines._unfit:
             (tmp_path / "go").touch()
     monkeypatch.setattr(ray_machines.Machines, "look", then_go)
     notes = Joiner()
@@ -200,6 +200,34 @@ def test_a_machine_that_joins_unfit_is_left_out(cluster, tmp_path, monkeypatch):
     assert len(notes.results) == 7
     assert joined[0].node_id not in notes.results.values()
     assert notes.again == []
+
+
+def test_a_machine_that_joins_and_does_not_answer(monkeypatch, tmp_path):
+    """Nobody waits for it; after its time it is left out."""
+    nodes = [{"NodeID": name, "Alive": True, "Resources": {"CPU": 1.0}, "NodeManagerHostname": name, "NodeManagerAddress": "x"}
+             for name in ("old", "silent")]
+    waits = []
+
+    def wait(answers, num_returns, timeout):
+        waits.append(timeout)
+        return [answer for answer in answers if answer == "old"], []
+    ray = SimpleNamespace(nodes=lambda: nodes[:1], wait=wait)
+    machines = ray_machines.Machines(ray, [tmp_path], "cpu", 0.0)
+    monkeypatch.setattr(machines, "_ask", lambda node: ray_machines._Asked(
+        node, [tmp_path / f".seen-{node['NodeID']}"], node["NodeID"], time.monotonic() + ray_machines.PATIENCE))
+    really = machines._trouble
+    monkeypatch.setattr(machines, "_trouble", lambda asked, answered: "" if answered else really(asked, answered))
+    machines.look()
+    (tmp_path / ".seen-silent-also").touch()
+    ray.nodes = lambda: nodes
+    machines.look()
+    assert (list(machines.alive), waits) == (["old"], [ray_machines.PATIENCE, 0.0])
+    monkeypatch.setattr(ray_machines, "monotonic", lambda: time.monotonic() + 2 * ray_machines.PATIENCE)
+    with pytest.warns(UserWarning, match="silent .* left out of this run: expected an answer within 180 seconds, got none"):
+        machines.look()
+    assert (list(machines.alive), list(tmp_path.iterdir())) == (["old"], [])
+    machines.look()      # and is not asked again
+    assert waits[-1] == 0.0
 
 
 def test_tasks_in_line_for_machines_that_are_gone_begin_again():
