@@ -87,7 +87,7 @@ class Mlp(nn.Module):
     def inner_dtype(self) -> torch.dtype:
         """In which matrices behind the first layer are multiplied."""
         weight = self.layers[0].weight
-        return torch.bfloat16 if self.precision == "bfloat16" and _has_bfloat16(weight.device) else weight.dtype
+        return torch.bfloat16 if self.precision == "bfloat16" and has_bfloat16(weight.device) else weight.dtype
 
     def _run(self, x: Tensor, layers: int) -> Tensor:
         """The first layers, an activation between any two."""
@@ -100,7 +100,7 @@ class Mlp(nn.Module):
 
 
 @cache
-def _has_bfloat16(device: torch.device) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are faster there than in full precision."""
     if device.type == "cpu":    # torch has no public name for these over the versions that we support
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

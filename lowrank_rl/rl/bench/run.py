@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lowrank_rl.files import whole
+from lowrank_rl.nets import has_bfloat16
 from lowrank_rl.rl import data, evaluate
 from lowrank_rl.rl.behaviour.trained import tester
 from lowrank_rl.rl.bench import baselines, cases, newcomers, pieces
@@ -97,5 +98,8 @@ def versions() -> dict[str, str]:
 
 
 def _device(device: str) -> str:
-    kind = torch.device(device).type
-    return torch.cuda.get_device_name(device) if kind == "cuda" else f"{kind} ({platform.machine()}, 1 thread)"
+    """Its name, and whether settings that say bfloat16 had it there."""
+    place = torch.device(device)
+    if place.type == "cuda":
+        return torch.cuda.get_device_name(place)
+    return f"{place.type} ({platform.machine()}, 1 thread, {'bfloat16' if has_bfloat16(place) else 'no bfloat16'})"

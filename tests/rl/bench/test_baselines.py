@@ -147,6 +147,13 @@ def test_a_policy_that_always_does_the_same_is_told():
     assert run._same(Episodes("", "", 0, rows, rows, rows, rows, actions, rows, rows, rows)) == 0.75
 
 
+@pytest.mark.parametrize(("has", "words"), [(True, "1 thread, bfloat16)"), (False, "1 thread, no bfloat16)")])
+def test_records_tell_whether_the_processor_had_bfloat16(monkeypatch, has, words):
+    """Settings that ask for it may not have got it."""
+    monkeypatch.setattr(run, "has_bfloat16", lambda place: has)
+    assert run._device("cpu").endswith(words)
+
+
 @pytest.mark.slow
 def test_flown_trajectories_come_from_persims_simulators(tmp_path):
     asked = work(Options("cartpole", budget="tiny", methods=("persim-bcq-5",), agents=(2,), datasets=("random",)))
