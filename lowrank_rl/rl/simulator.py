@@ -15,6 +15,7 @@ however long a policy lives, nothing in the logs would have made it earn less, s
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 import torch
@@ -111,7 +112,7 @@ class Simulator:
             draws: trajectories of each member of a model that draws next states; others need one.
 
         Raises:
-            ValueError: an agent that the model does not know, bad actions, start or quantiles, no ``start`` for an agent
+            ValueError: an agent that the model does not know, bad actions, start, quantiles or seed, no ``start`` for an agent
                 without logs, a prediction that is NaN or Inf.
         """
         context = self.who([agent])
@@ -123,8 +124,10 @@ class Simulator:
             wanted: Tensor | Policy = checked_actions(self.environment.actions, action, None)
             if steps is not None:
                 raise ValueError(f"steps: expected None beside {len(wanted)} actions, got {steps}; cut the actions instead")
-        else:
+        elif callable(getattr(action, "act", None)):
             wanted = action
+        else:
+            raise ValueError(f"action: expected actions (T, {self.environment.actions.size}) or a policy, got {action!r}")
         return imagine(self.model, self.environment, context, agent, wanted, start, quantiles=quantiles,
                        steps=self.environment.max_steps if steps is None else steps, draws=draws, seed=seed)
 
@@ -193,10 +196,10 @@ class Simulator:
 
 
 def _numbers(pessimism: float, coverage: float | None, penalty: float | None) -> None:
-    if not 0 <= pessimism < math.inf:
+    if not (isinstance(pessimism, Real) and 0 <= pessimism < math.inf):
         raise ValueError(f"pessimism: expected a number >= 0, got {pessimism!r}")
     for name, value in (("coverage", coverage), ("penalty", penalty)):
-        if value is not None and not math.isfinite(value):
+        if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
             raise ValueError(f"{name}: expected a finite number or None, got {value!r}")
     if penalty is not None and coverage is None:
         raise ValueError(f"penalty: expected None without coverage, got {penalty!r}; say coverage=5.0, for instance")

@@ -52,29 +52,34 @@ def imagine(model: DynamicsModel, environment: Environment, context: Tensor, age
     Warns of a model of one member that draws nothing: its intervals are NaN.
 
     Raises:
-        ValueError: bad start, quantiles, counts or actions of the policy, a prediction that is NaN or Inf.
+        ValueError: bad start, quantiles, counts, seed or actions of the policy, a prediction that is NaN or Inf.
     """
-    if len(quantiles) != 2 or not 0 < quantiles[0] < quantiles[1] < 1:
+    ends = np.asarray(quantiles)
+    if ends.shape != (2,) or ends.dtype.kind not in "iuf" or not 0 < ends[0] < ends[1] < 1:
         raise ValueError(f"quantiles: expected two probabilities 0 < low < high < 1, got {quantiles!r}")
     check.count("steps", steps)
     check.count("draws", draws)
-    first = torch.as_tensor(np.array(start), dtype=torch.float64)
+    check.count("seed", seed, 0)
+    given = np.asarray(start)
+    if given.dtype.kind not in "biuf":
+        raise ValueError(f"start: expected one state of numbers {environment.state_names}, got {start!r}")
+    first = torch.from_numpy(given.astype(np.float64))
     if first.shape != (len(environment.state_names),):
         raise ValueError(f"start: expected one state {environment.state_names}, got shape {tuple(first.shape)}")
     check.finite("start", first)
-    given = isinstance(wanted, Tensor)
-    each, T = draws if model.noisy else 1, len(wanted) if given else steps
+    planned = isinstance(wanted, Tensor)
+    each, T = draws if model.noisy else 1, len(wanted) if planned else steps
     P = model.members * each
     if P == 1:
         warnings.warn("intervals: expected an ensemble, got a model of one member, which has no spread: low, high and interval "
                       "are NaN; train several (members=5) if you need them", stacklevel=4)
-    noise, player = rng.stream(seed, "counterfactual", agent), None if given else _Player(wanted, environment, agent, P, seed)
+    noise, player = rng.stream(seed, "counterfactual", agent), None if planned else _Player(wanted, environment, agent, P, seed)
     context, state, rows = context.expand(-1, P, -1), first.expand(P, -1), torch.arange(P)
     own = rows // each
     alive = torch.ones(P, dtype=torch.bool)
     states, actions, rewards = [state], [], []
     for t in range(T):
-        action = wanted[t].expand(P, -1) if given else player.act(state, alive)
+        action = wanted[t].expand(P, -1) if planned else player.act(state, alive)
         # one action per row is for all members, so each answers for all rows, and is asked only about its own
         after = model.predict(context, state.expand(model.members, -1, -1), action, noise if model.noisy else None)[own, rows]
         bad = alive & ~after.isfinite().all(1)

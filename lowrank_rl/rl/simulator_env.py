@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -21,6 +22,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from lowrank_rl import check
 from lowrank_rl.rl.contracts import Box, Discrete, Environment
 
 try:
@@ -49,6 +51,8 @@ class Play:
     """B episodes, each with its own agent and member. ``begin`` those rows that are new or over, ``step`` all."""
 
     def __init__(self, simulator: Simulator, agents: Sequence[int]) -> None:
+        if isinstance(agents, str) or not hasattr(agents, "__len__"):
+            raise ValueError(f"agents: expected a list of them, got {agents!r}; one alone is [{agents!r}]")
         if len(agents) == 0:
             raise ValueError("agents: expected at least one, got none")
         self.simulator, B = simulator, len(agents)
@@ -175,12 +179,17 @@ class SimulatedVectorEnv(VectorEnv):
         _no_options(options)
         if seed is None and self._draws is None:
             seed = self._seed
-        seeds = [None if seed is None else seed + i for i in range(self.num_envs)] \
-            if seed is None or isinstance(seed, int | np.integer) else list(seed)
+        if isinstance(seed, str) or not (seed is None or isinstance(seed, Integral) or hasattr(seed, "__len__")):
+            raise ValueError(f"seed: expected a whole number or {self.num_envs}, got {seed!r}")
+        seeds = [None if seed is None else int(seed) + i for i in range(self.num_envs)] \
+            if seed is None or isinstance(seed, Integral) else list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"seed: expected one number or {self.num_envs}, got {len(seeds)}")
+        for one in seeds:
+            if one is not None:
+                check.count("seed", one, 0)
         old = self._draws or [None] * self.num_envs
-        self._draws = [draw if draw is not None and one is None else seeding.np_random(one)[0]
+        self._draws = [draw if draw is not None and one is None else seeding.np_random(None if one is None else int(one))[0]
                        for draw, one in zip(old, seeds, strict=True)]
         self._play.begin(range(self.num_envs), self._draws)
         self._over = np.zeros(self.num_envs, dtype=bool)

@@ -66,6 +66,8 @@ def test_short_logs_are_shown_masked():
 @pytest.mark.parametrize(("options", "said"), [
     ({"starts": "here"}, "unknown starts 'here'; known: reset, logged"),
     ({"pessimism": -1.0}, "pessimism: expected a number >= 0, got -1.0"),
+    ({"pessimism": "a"}, "pessimism: expected a number >= 0, got 'a'"),
+    ({"coverage": "5"}, "coverage: expected a finite number or None, got '5'"),
     ({"pessimism": math.nan}, "pessimism: expected a number >= 0, got nan"),
     ({"coverage": math.inf}, "coverage: expected a finite number or None, got inf"),
     ({"coverage": 5.0, "penalty": math.nan}, "penalty: expected a finite number or None, got nan"),

@@ -188,6 +188,16 @@ def test_seeds_of_the_vector():
     assert not np.array_equal(made.vector_env([0, 0, 0]).reset()[0], one)
     with pytest.raises(ValueError, match="seed: expected one number or 3, got 2"):
         made.vector_env([0, 0, 0]).reset(seed=[1, 2])
+    with pytest.raises(ValueError, match=r"seed: expected a whole number or 2, got 1\.5"):
+        made.vector_env([0, 0]).reset(seed=1.5)
+    with pytest.raises(ValueError, match=r"seed: expected a whole number >= 0, got 1\.5"):
+        made.vector_env([0, 0]).reset(seed=[1, 1.5])
+    same = [made.vector_env([0, 1]).reset(seed=seed)[0] for seed in (3, np.int64(3), [np.int64(3), 4])]
+    np.testing.assert_array_equal(same[0], same[1])
+    np.testing.assert_array_equal(same[0], same[2])
+    for wrong in (3, None, "ab"):
+        with pytest.raises(ValueError, match="agents: expected a list of them, got"):
+            made.vector_env(wrong)
 
 
 def test_draws_of_a_noisy_model_are_not_disagreement():
