@@ -26,7 +26,10 @@ def save(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict) 
     meta = {"lowrank_rl": text, "digest": _digest(text, tensors)}
     with whole(path) as partial:
         try:
+            partial.touch()
+            mode = partial.stat().st_mode      # as everybody's umask says; safetensors lets nobody else read it
             save_file(tensors, partial, meta)
+            partial.chmod(mode)
         except SafetensorError as error:     # safetensors' word for a failed write
             raise OSError(error) from error
 

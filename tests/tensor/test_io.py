@@ -232,3 +232,10 @@ def test_a_save_that_fails_halfway_leaves_the_old_file_and_no_litter(tmp_path, m
     assert same(old, FunctionalCP.load(tmp_path / "model"))
     new.save(tmp_path / "model")
     assert same(new, FunctionalCP.load(tmp_path / "model"))
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+    """safetensors alone would let nobody else."""
+    io.save(tmp_path / "a.safetensors", "A", {"x": torch.zeros(1)}, {})
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
