@@ -178,9 +178,10 @@ BUDGET_NAMES = ("tiny", "quick", "small", "paper")
 
 
 def knows(cell: Cell) -> bool:
-    """Whether this version has its method, data set, budget and environment; another that wrote a record may have had more."""
+    """Whether this version has its method, data set, budget, agent and environment; what wrote a record may have had more."""
     return (cell.method in METHODS and cell.dataset in ("none", *DATASETS) and (cell.budget, cell.environment) in BUDGETS
-            and cell.settings in SETTINGS)
+            and cell.settings in SETTINGS
+            and 1 <= cell.agent <= agents(cell.environment, unseen=True)[-1])
 
 
 def methods(settings: str, environment: str, baselines: bool = True) -> tuple[str, ...]:

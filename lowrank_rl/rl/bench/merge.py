@@ -23,14 +23,16 @@ def merge(out: Path, folders: Sequence[Path], keep_first: bool = False) -> str:
     """Add what ``folders`` have to ``out``, which may have records itself and then comes first; what was done, in words.
 
     Raises:
-        ValueError: a folder without records, of another schema or at work; records made with other versions, or that
-            contradict each other, unless the first of such is to be kept.
+        ValueError: a folder without any of this, of another schema or at work; a file that cannot be read; records made with
+            other versions, or that contradict each other, unless the first of such is to be kept.
     """
     folders = [folder for folder in dict.fromkeys(folders) if folder.resolve() != out.resolve()]
+    stages = {folder: [path for pattern in STAGES for path in sorted(folder.glob(pattern)) if not path.name.startswith(".")]
+              for folder in folders}     # what begins with a dot was being written when its process was killed
     for folder in folders:
-        if not (folder / "records.jsonl").is_file():
-            raise ValueError(f"--merge {folder}: expected an output folder, got one without records.jsonl; name those that "
-                             "runs have written")
+        if not stages[folder] and not (folder / "records.jsonl").is_file():
+            raise ValueError(f"--merge {folder}: expected an output folder, got one without records.jsonl, data sets or "
+                             "models; name those that runs have written")
     with ExitStack() as stack:
         stack.enter_context(locked(out))
         for folder in folders:
@@ -41,14 +43,18 @@ def merge(out: Path, folders: Sequence[Path], keep_first: bool = False) -> str:
         _check_versions(every)
         home = _homes(every, keep_first)
         new = [cell for cell, folder in home.items() if folder != out]
-        files = sum(_take(path, out / path.relative_to(folder)) for folder in folders for pattern in STAGES
-                    for path in sorted(folder.glob(pattern)))
-        for cell in new:
-            files += _take(pieces.trace_path(home[cell], cell), pieces.trace_path(out, cell), again=True)
+        wanted = {out / path.relative_to(folder): path for folder in reversed(folders) for path in stages[folder]}
+        wanted = {target: source for target, source in wanted.items() if not target.exists()}
+        traces = {pieces.trace_path(out, cell): pieces.trace_path(home[cell], cell) for cell in new}
+        wanted |= {target: source for target, source in traces.items() if source.is_file()}
+        for source in wanted.values():
+            _readable(source)
+        for target, source in wanted.items():
+            _take(source, target)
         store.extend(every[home[cell]][cell] for cell in new)
         failed = sum(every[folder][cell].status == "failed" for cell, folder in home.items())
-    return (f"{out}: {len(home)} cells, {len(new)} of them new from {len(folders)} folder(s), {failed} failed; {files} files "
-            "beside them")
+    return (f"{out}: {len(home)} cells, {len(new)} of them new from {len(folders)} folder(s), {failed} failed; {len(wanted)} "
+            "files beside them")
 
 
 def _homes(every: dict[Path, dict[Cell, Record]], keep_first: bool) -> dict[Cell, Path]:
@@ -97,14 +103,19 @@ def _check_versions(every: dict[Path, dict[Cell, Record]]) -> None:
                          f"{second}; a table never mixes versions, so merge those of each into an --out of its own")
 
 
-def _take(source: Path, target: Path, again: bool = False) -> bool:
-    """Whether a file was linked, or copied from another disk: it is never written to, only replaced. again: over an older."""
-    if not source.is_file() or (target.exists() and not again):
-        return False
+def _readable(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"{path}: expected a file that can be read, got '{error.strerror}'; ask its owner for "
+                         "permission, or merge a copy") from error
+
+
+def _take(source: Path, target: Path) -> None:
+    """Link a file, or copy it from another disk: it is never written to, only replaced."""
     check.writable_folder(target.parent)
     with whole(target) as partial:
         try:
             os.link(source, partial)
         except OSError:
             shutil.copyfile(source, partial)
-    return True

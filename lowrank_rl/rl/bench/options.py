@@ -1,5 +1,6 @@
 """What a person may ask of the benchmark, and the first look at it."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,10 @@ def checked(options: Options) -> Options:
     _check_merge(options)
     if options.executor == "ray":
         _check_gpus(options)
+        try:
+            torch.device(options.device)
+        except RuntimeError:
+            raise ValueError(f"--device: expected cpu or cuda, got {options.device!r}") from None
         return options      # its machines say themselves whether they have the device
     for name in ("ray_address", "gpus_per_task"):
         if getattr(options, name) is not None:
@@ -137,8 +142,9 @@ def _check_merge(options: Options) -> None:
         raise ValueError("--merge: expected at least one folder, got none; name the output folders to unite")
     if options.out is None:
         raise ValueError("--merge: expected --out beside it, got none; name the folder that shall hold the records of all")
-    asked = [name for name in ("env", "budget", "settings", "methods", "datasets", "agents", "seeds")
-             if getattr(options, name) != getattr(Options, name)]
+    others = ("env", "budget", "settings", "methods", "datasets", "agents", "seeds", "device", "jobs", "executor",
+              "ray_address", "gpus_per_task")
+    asked = [name.replace("_", "-") for name in others if getattr(options, name) != getattr(Options, name)]
     if asked:
         raise ValueError(f"--merge: expected no --{asked[0]} beside it, as it unites all that the folders hold; name it in the "
                          "run that reports them")
@@ -150,7 +156,7 @@ def _check_gpus(options: Options) -> None:
     share = options.gpus_per_task
     if share is None:
         return
-    if not (0 < share <= 1 or (share > 1 and share == int(share))):
+    if not (0 < share <= 1 or (1 < share < math.inf and share == int(share))):
         raise ValueError(f"--gpus-per-task: expected a share in (0, 1] or a whole number, got {share:g}")
     if options.device == "cpu":
         raise ValueError("--gpus-per-task: expected --device cuda beside it, got --device cpu")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lowrank_rl import check
 from lowrank_rl.rl import data
 from lowrank_rl.rl.behaviour.trained import fingerprint
 from lowrank_rl.rl.bench import baselines, cases, newcomers, versions
@@ -229,7 +230,9 @@ def load_trace(out: Path, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
     path = trace_path(out, cell)
     try:
         with np.load(path, allow_pickle=False) as trace:
-            return trace["true"], trace["predicted"]
+            true, predicted = trace["true"], trace["predicted"]
+        check.shapes(true=(true, "steps D"), predicted=(predicted, "M steps D"))
+        return true, predicted
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: expected a test episode, got a missing or corrupt file ({error}); remove it and its "
                          "record") from error

@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
+from lowrank_rl.files import whole
 from lowrank_rl.rl.bench import baselines, cases, pieces
 from lowrank_rl.rl.bench.charts import COLORS
 from lowrank_rl.rl.bench.gather import by_kind_of_agent, gather
@@ -295,6 +296,9 @@ def _stem(cell: Cell) -> str:
 
 
 def _save(figure: plt.Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    try:
+        with whole(path) as partial:
+            figure.savefig(partial, dpi=120)
+    finally:
+        plt.close(figure)
     return path

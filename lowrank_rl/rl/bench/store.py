@@ -55,7 +55,7 @@ class Record:
     schema: int = SCHEMA
 
 
-CELL_FIELDS = {f.name for f in fields(Cell)}
+KINDS = {f.name: f.type for f in fields(Cell)}     # of a cell's parts
 FIELDS = {f.name for f in fields(Record)}
 YOUNG = {"same_action"}     # fields that older records lack
 NUMBERS = ("returns", "lengths", "rmse", "r2", "error_episodes", "error_by_step", "non_finite", "same_action")
@@ -142,10 +142,16 @@ class Store:
             raise ValueError(f"{self.path}, line {number}: expected a record, got a corrupt line; "
                              "remove that line or use another --out") from error
         odd = (YOUNG | values.keys()) ^ FIELDS
-        if not isinstance(cell, dict) or not all(isinstance(value, str | int) for value in cell.values()):
+        if not isinstance(cell, dict) or not all(type(value) is KINDS.get(name, type(value)) for name, value in cell.items()):
             odd |= {"cell"}
         else:
-            odd |= cell.keys() ^ CELL_FIELDS
+            odd |= cell.keys() ^ KINDS.keys()
+        odd |= {name for name in ("config", "training", "versions") if not isinstance(values.get(name), dict)}
+        odd |= {name for name in ("rmse", "r2") if not isinstance(values.get(name), int | float | None)}
+        if not isinstance(values.get("returns"), list) or not all(isinstance(x, int | float) for x in values["returns"]):
+            odd |= {"returns"}
+        if values.get("status") not in ("done", "failed"):
+            odd |= {"status"}
         if schema != SCHEMA or odd:
             raise ValueError(f"{self.path}, line {number}: expected a record of schema {SCHEMA}, got schema {schema!r} with "
                              f"fields {sorted(odd)} odd; use another --out")
@@ -196,9 +202,9 @@ def locked(folder: Path) -> Iterator[None]:
         raise ValueError(f"folder {folder}: expected one that can be written, got '{error}'; name another --out") from error
     with file:
         _lock(folder, file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with suppress(OSError):     # on a full disk others are told less
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 

@@ -107,7 +107,7 @@ def _train_policies(out: Path, cell: Cell, device: str, say: Say) -> None:
     environment, budget = cases.ENVIRONMENTS[cell.environment], baselines.budget_of(cell)
     check.writable_folder(path.parent)
     looks = path.with_suffix(".curve")
-    curve = {int(at): found for at, found in json.loads(looks.read_text()).items()} if looks.exists() else {}
+    curve = _curve(looks)
     tests = list(range(len(environment.test_agents)))
     covariates = data.agents(environment, budget.agents, seed=cell.seed)
 
@@ -129,6 +129,19 @@ def _train_policies(out: Path, cell: Cell, device: str, say: Say) -> None:
                                                   for at, found in sorted(curve.items())}}]
     policy.save(path, baselines.kind(cell))
     looks.unlink(missing_ok=True)
+
+
+def _curve(path: Path) -> dict[int, dict]:
+    """What earlier looks at an unfinished policy found, by update.
+
+    Raises:
+        ValueError: a corrupt file.
+    """
+    try:
+        return {int(at): dict(found) for at, found in json.loads(path.read_text()).items()} if path.exists() else {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: expected returns of an unfinished policy, got a corrupt file ({error}); remove it and the "
+                         ".checkpoint beside it") from error
 
 
 def _told_of_policy(say: Say, length: int, entry: dict) -> None:

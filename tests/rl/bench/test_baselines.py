@@ -109,6 +109,14 @@ def test_a_simulator_and_policies_through_one_command(tmp_path, capsys):
     assert path.name in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["garb", "", "[]", '{"x": {}}', '{"1": 2}'])
+def test_a_corrupt_curve_is_named(tmp_path, text):
+    path = tmp_path / "a.curve"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"a\.curve: expected returns of an unfinished policy, got a corrupt file .*; remove"):
+        train._curve(path)
+
+
 @pytest.mark.slow
 def test_a_killed_training_ends_with_the_same_policy_and_curve(tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, "settings_of", lambda cell: {})

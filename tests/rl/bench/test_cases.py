@@ -203,3 +203,9 @@ def test_devices():
 def test_cuda_without_a_gpu_is_refused():
     with pytest.raises(ValueError, match="device 'cuda': expected one that torch can use here"):
         check.device("cuda")
+
+
+def test_agents_that_this_version_does_not_have():
+    """As a record of another version, or of a hand, may name them."""
+    cell = Cell("mountaincar", "random", "persim", 1, 0, "best", "small")
+    assert [cases.knows(replace(cell, agent=agent)) for agent in (0, 1, 5, 6, 10, 11)] == [False, True, True, True, True, False]

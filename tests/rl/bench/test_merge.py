@@ -1,5 +1,6 @@
 """Records of several folders in one: each once, none lost, none mixed, and what contradicts itself said."""
 
+import errno
 import json
 import math
 from dataclasses import asdict, replace
@@ -112,6 +113,35 @@ def test_files_come_along(folders, tmp_path):
     merge(paths[0], paths[1:])
     assert pieces.trace_path(paths[0], CELL).read_text() == "of 1"
     assert pieces.trace_path(paths[1], CELL).read_text() == "of 1"
+
+
+def test_folders_that_only_made_data_and_models(tmp_path):
+    """Shards of what a table is drawn from. What a killed process was writing stays behind."""
+    for name in ("one", "two"):
+        (tmp_path / name / "models").mkdir(parents=True)
+        for file in (f"{name}.safetensors", f".{name}.7.partial.safetensors"):
+            (tmp_path / name / "models" / file).write_text(name)
+    assert "0 cells, 0 of them new from 2 folder(s), 0 failed; 2 files" in merge(
+        tmp_path / "out", [tmp_path / "one", tmp_path / "two"])
+    assert sorted(path.name for path in (tmp_path / "out" / "models").iterdir()) == ["one.safetensors", "two.safetensors"]
+
+
+def test_a_file_that_cannot_be_read_is_named_and_nothing_is_taken(folders, tmp_path, monkeypatch):
+    one, = folders([GOOD])
+    for name in ("a", "b"):
+        (one / f"models/{name}.safetensors").parent.mkdir(exist_ok=True)
+        (one / f"models/{name}.safetensors").touch()
+    really = type(one).open
+
+    def guarded(path, mode="r", **options):
+        if path.name == "b.safetensors":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return really(path, mode, **options)
+    monkeypatch.setattr(type(one), "open", guarded)
+    with pytest.raises(ValueError, match=r"a/models/b\.safetensors: expected a file that can be read, got 'Permission denied'"):
+        merge(tmp_path / "out", [one])
+    assert not (tmp_path / "out" / "models").exists()
+    assert Store(tmp_path / "out").load() == {}
 
 
 def test_folders_at_work_or_without_records(folders, tmp_path):

@@ -1,5 +1,6 @@
 """Pictures from real, tiny results: each is drawn, shows what it says, and a missing piece costs only its own picture."""
 
+import errno
 import shutil
 from dataclasses import replace
 
@@ -226,6 +227,35 @@ def test_a_corrupt_file_costs_only_its_picture(results, tmp_path, capsys, corrup
     for path in (tmp_path / "out" / corrupt).iterdir():
         path.write_bytes(b"no such file")
     assert names(plots.draw_all(tmp_path / "out", CAR, CELLS, records)) == left
+    assert "a picture is left out: " in capsys.readouterr().out
+
+
+def test_a_picture_on_a_full_disk_leaves_the_older_one(results, tmp_path, monkeypatch):
+    out, records = results
+    shutil.copytree(out, tmp_path / "out")
+    older = tmp_path / "out" / f"{STEM}-returns.png"
+    older.write_bytes(b"older")
+    open_before = plots.plt.get_fignums()
+    really = plots.plt.Figure.savefig
+
+    def full(figure, path, **options):
+        really(figure, path, **options)
+        path.write_bytes(path.read_bytes()[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(plots.plt.Figure, "savefig", full)
+    with pytest.raises(ValueError, match=r"returns\.png: expected a place that can be written, got '.*No space left"):
+        plots.returns(tmp_path / "out", CAR, CELLS, records)
+    assert older.read_bytes() == b"older"
+    assert not list((tmp_path / "out").glob(".*.png"))
+    assert plots.plt.get_fignums() == open_before
+
+
+def test_a_trace_of_odd_shapes_costs_only_its_picture(results, tmp_path, capsys):
+    out, records = results
+    shutil.copytree(out, tmp_path / "out")
+    for path in (tmp_path / "out" / "traces").iterdir():
+        np.savez(path, true=np.zeros((3, 9)), predicted=np.zeros(2))
+    assert "trajectories.png" not in names(plots.draw_all(tmp_path / "out", CAR, CELLS, records))
     assert "a picture is left out: " in capsys.readouterr().out
 
 

@@ -155,6 +155,14 @@ GOOD = Record(CELL, "done")
     (line(GOOD, cell={**asdict(CELL), "agent": [1]}), r"line 2: .*\['cell'\] odd"),
     (line(GOOD, cell="cartpole"), r"line 2: .*\['cell'\] odd"),
     (line(GOOD, cell=None), r"line 2: .*\['cell'\] odd"),
+    (line(GOOD, cell={**asdict(CELL), "agent": "1"}), r"line 2: .*\['cell'\] odd"),
+    (line(GOOD, cell={**asdict(CELL), "seed": True}), r"line 2: .*\['cell'\] odd"),
+    (line(GOOD, versions=None), r"line 2: .*\['versions'\] odd"),
+    (line(GOOD, returns="abc"), r"line 2: .*\['returns'\] odd"),
+    (line(GOOD, returns=["a"]), r"line 2: .*\['returns'\] odd"),
+    (line(GOOD, returns=None), r"line 2: .*\['returns'\] odd"),
+    (line(GOOD, rmse="x"), r"line 2: .*\['rmse'\] odd"),
+    (line(GOOD, status="weird"), r"line 2: .*\['status'\] odd"),
 ])
 def test_a_bad_line_in_the_middle_is_refused_and_kept(tmp_path, bad, words):
     store = Store(tmp_path)
@@ -226,6 +234,17 @@ def test_a_real_limit_in_the_middle_of_a_line_leaves_the_earlier_bytes(tmp_path)
     told = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
     assert "expected a file that can be written, got 'File too large'; earlier records are kept" in told.stdout, told.stderr
     assert store.path.read_bytes() == before
+
+
+def test_a_lock_on_a_full_disk_tells_others_less(tmp_path, monkeypatch):
+    def full(*what):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with locked(tmp_path), pytest.raises(ValueError, match="expected no other run in it"), locked(tmp_path):
+            pass
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith("process ")
 
 
 def test_two_runs_in_one_folder(tmp_path):

@@ -1,8 +1,10 @@
 """What a table runs is what the paper prints: every cell with a published number, and no other."""
 
 import csv
+import math
 from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -144,6 +146,10 @@ def test_tables_of_unseen_agents_use_one_training():
     ({"env": "cartpole", "ray_address": "auto"}, "--ray-address: expected --executor ray beside it, got --executor local"),
     ({"env": "cartpole", "executor": "ray", "gpus_per_task": 0.5}, "--gpus-per-task: expected --device cuda beside it"),
     ({"env": "cartpole", "executor": "ray", "gpus_per_task": 1.5, "device": "cuda"}, r"expected a share in \(0, 1\] or a"),
+    ({"env": "cartpole", "executor": "ray", "gpus_per_task": math.inf, "device": "cuda"}, r"expected a share in \(0, 1\] or a"),
+    ({"env": "cartpole", "executor": "ray", "device": "gpu"}, "--device: expected cpu or cuda, got 'gpu'"),
+    ({"merge": ("a",), "out": Path("b"), "jobs": 7}, "--merge: expected no --jobs beside it"),
+    ({"merge": ("a",), "out": Path("b"), "executor": "ray"}, "--merge: expected no --executor beside it"),
 ])
 def test_bad_input(options, sentence):
     with pytest.raises(ValueError, match=sentence):
