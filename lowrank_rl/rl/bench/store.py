@@ -57,6 +57,7 @@ class Record:
 
 KINDS = {f.name: f.type for f in fields(Cell)}     # of a cell's parts
 FIELDS = {f.name for f in fields(Record)}
+NUMBER, MAYBE = int | float, int | float | None     # made once, as lines are many
 YOUNG = {"same_action"}     # fields that older records lack
 NUMBERS = ("returns", "lengths", "rmse", "r2", "error_episodes", "error_by_step", "non_finite", "same_action")
 
@@ -147,8 +148,8 @@ class Store:
         else:
             odd |= cell.keys() ^ KINDS.keys()
         odd |= {name for name in ("config", "training", "versions") if not isinstance(values.get(name), dict)}
-        odd |= {name for name in ("rmse", "r2") if not isinstance(values.get(name), int | float | None)}
-        if not isinstance(values.get("returns"), list) or not all(isinstance(x, int | float) for x in values["returns"]):
+        odd |= {name for name in ("rmse", "r2") if not isinstance(values.get(name), MAYBE)}
+        if not isinstance(values.get("returns"), list) or not all(isinstance(x, NUMBER) for x in values["returns"]):
             odd |= {"returns"}
         if values.get("status") not in ("done", "failed"):
             odd |= {"status"}
