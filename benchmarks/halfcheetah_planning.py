@@ -1,24 +1,28 @@
-"""What HalfCheetah's planner earns by how it plans, for agents that are not tested: where its settings come from.
+"""What HalfCheetah's planner earns by how it plans and in what, for agents that are not tested: where its settings come from.
 
     python benchmarks/halfcheetah_planning.py OUT [--dataset random] [--steps 150] [--only price]
+    python benchmarks/halfcheetah_planning.py OUT --dataset random-of-25      # simulators of few agents
 
-Trains the benchmark's simulators in OUT, or takes those that are there, and plans in them for a few agents other than the five
-test agents, in the true environment. Each row changes one setting. Prints Markdown and adds to
-results/halfcheetah_planning.csv; rows found there are not run again.
+Trains simulators in OUT, or takes those that are there, and plans in them for a few agents other than the five test agents, in
+the true environment. Each row changes one setting of the benchmark's ("best"), of the planner or of training, or takes another
+method's simulators. Prints Markdown and adds to results/halfcheetah_planning.csv; rows found there are not run again.
 """
 
 import argparse
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from tables import done, show, write
 
+from lowrank_rl import rng
 from lowrank_rl.rl import data, evaluate
-from lowrank_rl.rl.bench import cases, pieces, train
+from lowrank_rl.rl.bench import baselines, cases, pieces, train
 from lowrank_rl.rl.bench.store import Cell
+from lowrank_rl.rl.contracts import DynamicsModel
+from lowrank_rl.rl.models.persim import PerSim, PerSimConfig, fit_persim
 from lowrank_rl.rl.plan import CEMConfig
 from lowrank_rl.rl.score import upright
 
@@ -26,47 +30,83 @@ NAME = "halfcheetah"
 AGENTS = list(range(10, 16))      # test agents are 0 to 4
 
 
-def variants() -> dict[str, tuple[cases.Planning, float]]:
-    """(planning, weight of standing upright) by what is changed."""
-    best, weight = cases.PLANNING["best", NAME], cases.UPRIGHT
-    search = best.planner
-    return {
-        "best": (best, weight),
-        **{f"weight {w:g}": (best, w) for w in (0.0, 0.5, 1.0, 4.0)},
-        **{f"price {p:g}": (replace(best, price=p), weight) for p in (0.0, 0.3, 3.0)},
-        **{f"colour {c:g}": (replace(best, planner=replace(search, colour=c)), weight) for c in (0.0, 0.5, 1.5)},
-        **{f"horizon {h}": (replace(best, planner=replace(search, horizon=h)), weight) for h in (10, 15, 30)},
-        **{f"{c} candidates": (replace(best, planner=replace(search, candidates=c)), weight) for c in (50, 200)},
-        "5 rounds": (replace(best, planner=replace(search, rounds=5)), weight),
-        "the paper's CEM": (replace(best, planner=CEMConfig(horizon=search.horizon)), weight),
+@dataclass(frozen=True)
+class Variant:
+    planning: cases.Planning = cases.PLANNING["best", NAME]
+    weight: float = cases.UPRIGHT              # of standing upright
+    learning: PerSimConfig | None = None       # None: the benchmark's
+    method: str = "persim"                     # whose simulators
+
+
+def variants(learning: PerSimConfig) -> dict[str, Variant]:
+    """By what is changed. learning: the benchmark's, for this data set."""
+    best = cases.PLANNING["best", NAME]
+    search, adam, multistep = best.planner, learning.adam, learning.multistep
+    plans = {
+        **{f"price {p:g}": replace(best, price=p) for p in (0.0, 0.3, 3.0, 10.0)},
+        **{f"colour {c:g}": replace(best, planner=replace(search, colour=c)) for c in (0.0, 0.5, 1.5)},
+        **{f"horizon {h}": replace(best, planner=replace(search, horizon=h)) for h in (10, 15, 30)},
+        **{f"{c} candidates": replace(best, planner=replace(search, candidates=c)) for c in (50, 200)},
+        "5 rounds": replace(best, planner=replace(search, rounds=5)),
+        "the paper's CEM": replace(best, planner=CEMConfig(horizon=search.horizon)),
     }
+    trained = {
+        **{f"rank {rank}": replace(learning, rank=rank) for rank in (10, 25)},
+        "5 members": replace(learning, members=5),
+        "2 x 128": replace(learning, state_hidden=(128, 128)),
+        "a quarter of the epochs": replace(learning, adam=replace(adam, epochs=max(1, adam.epochs // 4))),
+        "no multi-step training": replace(learning, multistep=None),
+        "3 times the multi-step updates": replace(learning, multistep=replace(multistep, updates=3 * multistep.updates)),
+    }
+    return {
+        "best": Variant(),
+        **{f"weight {w:g}": Variant(weight=w) for w in (0.0, 0.5, 1.0, 4.0)},
+        **{name: Variant(planning) for name, planning in plans.items()},
+        **{name: Variant(learning=config) for name, config in trained.items()},
+        **{method: Variant(method=method) for method in ("vanilla-cadm", "pe-ts-cadm", "e-pets")},
+    }
+
+
+def say(what: str, share: float) -> None:
+    print(f"{what}: {share:.0%}", file=sys.stderr, flush=True)
+
+
+def simulators(out: Path, cell: Cell, name: str, variant: Variant) -> DynamicsModel:
+    """Those of a variant, trained unless they are there."""
+    cell = replace(cell, method=variant.method)
+    if variant.learning is None:
+        train.train(out, cell, "cpu", say)
+        return baselines.planned(cell, pieces.load_model(out, cell))
+    path = out / f"{cell.dataset}-{name.replace(' ', '-')}.safetensors"
+    if not path.exists():
+        agents = baselines.budget_of(cell).agents
+        fit_persim(pieces.load_data(out, cell).transitions(), agents, cases.ENVIRONMENTS[NAME].actions, variant.learning,
+                   seed=rng.integer(cell.seed, NAME, cell.method), progress=lambda entry: say(str(entry), 0.0),
+                   checkpoint=path.with_suffix(".checkpoint")).save(path)
+    return PerSim.load(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--dataset", default="random", choices=cases.BEHAVIOUR)
+    parser.add_argument("--dataset", default="random", choices=cases.DATASETS)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--only", default="", help="only variants with this in their name")
     options = parser.parse_args()
     torch.set_num_threads(1)
     environment, cell = cases.ENVIRONMENTS[NAME], Cell(NAME, options.dataset, "persim", 1, 0, "best", "small")
-
-    def say(what: str, share: float) -> None:
-        print(f"{what}: {share:.0%}", file=sys.stderr, flush=True)
-
     train.make_data(options.out, cell, say)
     train.train(options.out, cell, "cpu", say)
-    model, covariates = pieces.load_model(options.out, cell), data.agents(environment, 500, seed=0)
-    guide = pieces.load_clone(options.out, cell)
+    guide, covariates = pieces.load_clone(options.out, cell), data.agents(environment, 500, seed=0)
     path = Path("results/halfcheetah_planning.csv")
     rows = done(path)
-    for variant, (planning, weight) in variants().items():
-        key = {"dataset": options.dataset, "variant": variant, "steps": str(options.steps)}
-        if options.only not in variant or any(key.items() <= row.items() for row in rows):
+    for name, variant in variants(pieces.learning(cell)).items():
+        key = {"dataset": options.dataset, "variant": name, "steps": str(options.steps)}
+        if options.only not in name or any(key.items() <= row.items() for row in rows):
             continue
-        policy = cases.planning_policy("best", environment, model, guide, planning)
-        policy.score = upright(environment, weight)
+        model = simulators(options.out, cell, name, variant)
+        policy = cases.planning_policy("best", environment, model, guide, variant.planning)
+        policy.score = upright(environment, variant.weight)
         began = time.process_time()
         totals = evaluate.returns(environment, policy, covariates, AGENTS, episodes=1, seed=0, max_steps=options.steps)[0][:, 0]
         took = (time.process_time() - began) / options.steps / len(AGENTS)
