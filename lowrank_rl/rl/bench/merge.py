@@ -27,10 +27,8 @@ def merge(out: Path, folders: Sequence[Path], keep_first: bool = False) -> str:
             other versions, or that contradict each other, unless the first of such is to be kept.
     """
     folders = [folder for folder in dict.fromkeys(folders) if folder.resolve() != out.resolve()]
-    stages = {folder: [path for pattern in STAGES for path in sorted(folder.glob(pattern)) if not path.name.startswith(".")]
-              for folder in folders}     # what begins with a dot was being written when its process was killed
     for folder in folders:
-        if not stages[folder] and not (folder / "records.jsonl").is_file():
+        if not _stages(folder) and not (folder / "records.jsonl").is_file():
             raise ValueError(f"--merge {folder}: expected an output folder, got one without records.jsonl, data sets or "
                              "models; name those that runs have written")
     with ExitStack() as stack:
@@ -43,7 +41,7 @@ def merge(out: Path, folders: Sequence[Path], keep_first: bool = False) -> str:
         _check_versions(every)
         home = _homes(every, keep_first)
         new = [cell for cell, folder in home.items() if folder != out]
-        wanted = {out / path.relative_to(folder): path for folder in reversed(folders) for path in stages[folder]}
+        wanted = {out / path.relative_to(folder): path for folder in reversed(folders) for path in _stages(folder)}
         wanted = {target: source for target, source in wanted.items() if not target.exists()}
         traces = {pieces.trace_path(out, cell): pieces.trace_path(home[cell], cell) for cell in new}
         wanted |= {target: source for target, source in traces.items() if source.is_file()}
@@ -101,6 +99,11 @@ def _check_versions(every: dict[Path, dict[Cell, Record]]) -> None:
                 for mine, theirs in ((one, two), (two, one))]
         raise ValueError(f"--merge: expected records made with the same versions, got {only[0]} in {first} and {only[1]} in "
                          f"{second}; a table never mixes versions, so merge those of each into an --out of its own")
+
+
+def _stages(folder: Path) -> list[Path]:
+    """Data sets and models. What begins with a dot was being written when its process was killed."""
+    return [path for pattern in STAGES for path in sorted(folder.glob(pattern)) if not path.name.startswith(".")]
 
 
 def _readable(path: Path) -> None:

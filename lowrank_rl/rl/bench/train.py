@@ -140,8 +140,8 @@ def _curve(path: Path) -> dict[int, dict]:
     try:
         return {int(at): dict(found) for at, found in json.loads(path.read_text()).items()} if path.exists() else {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: expected returns of an unfinished policy, got a corrupt file ({error}); remove it and the "
-                         ".checkpoint beside it") from error
+        raise ValueError(f"{path}: expected returns of an unfinished policy, got a corrupt file ({error}); remove it, and "
+                         "training goes on with a curve that begins later") from error
 
 
 def _told_of_policy(say: Say, length: int, entry: dict) -> None:
