@@ -96,7 +96,7 @@ def main() -> None:
     torch.set_num_threads(1)
     environment, cell = cases.ENVIRONMENTS[NAME], Cell(NAME, options.dataset, "persim", 1, 0, "best", "small")
     train.make_data(options.out, cell, say)
-    train.train(options.out, cell, "cpu", say)
+    train.train(options.out, replace(cell, method="cloned"), "cpu", say)
     guide, covariates = pieces.load_clone(options.out, cell), data.agents(environment, 500, seed=0)
     path = Path("results/halfcheetah_planning.csv")
     rows = done(path)
