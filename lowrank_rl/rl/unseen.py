@@ -23,7 +23,7 @@ from lowrank_rl import check
 from lowrank_rl.rl.contracts import Transitions
 from lowrank_rl.rl.models.persim import ACTION, AGENT, PerSim
 from lowrank_rl.rl.row_regression import Regression, check_personal
-from lowrank_rl.tensor import Categorical, NewRow, fold_in
+from lowrank_rl.tensor import NewRow, fold_in
 from lowrank_rl.tensor.foldin import with_rows
 
 
@@ -93,9 +93,8 @@ def agent_rows(model: PerSim, steps: Transitions, count: int | None = None, regr
 def _row(model: PerSim, steps: Transitions, name: str, cloud: Tensor | None) -> NewRow:
     """One agent's. ``fold_in`` takes the rows that it finds for the prior; a cloud (M, n, R) is put in their place."""
     cp = model.cp if cloud is None else with_rows(model.cp, AGENT, cloud.to(model.rows))
-    action = steps.action[:, 0] if _discrete(model) else steps.action
     change = steps.next_state - steps.state
-    return replace(fold_in(cp, AGENT, (model.inputs(model.near(steps.state)), action), change), name=name)
+    return replace(fold_in(cp, AGENT, model.coordinates(steps.agent, steps.state, steps.action)[1:], change), name=name)
 
 
 def _of(steps: Transitions, agent: int, count: int | None, model: PerSim) -> Transitions:
@@ -121,14 +120,14 @@ def _checked(model: PerSim, steps: Transitions, count: int | None) -> tuple[Tran
                          f"{steps.agent.min().item():g}")
     for name in ("state", "next_state"):
         check.finite(name, getattr(steps, name))
-    mode, kind = model.cp.modes[ACTION], steps.action
-    width = 1 if _discrete(model) else mode.inputs
-    if kind.shape[1] != width or kind.is_floating_point() == _discrete(model):
-        wanted = f"one of {mode.size} actions as an integer column" if _discrete(model) else f"{width} columns of floats"
+    kind, width = steps.action, model.action_width
+    if kind.shape[1] != width or kind.is_floating_point() == model.discrete:
+        wanted = f"one of {model.cp.modes[ACTION].size} actions as an integer column" if model.discrete else \
+            f"{width} columns of floats"
         raise ValueError(f"action: expected {wanted}, as the model was trained with, got {kind.shape[1]} columns of "
                          f"{kind.dtype}")
-    if _discrete(model):
-        check.within("action", kind, mode.size)
+    if model.discrete:
+        check.within("action", kind, model.cp.modes[ACTION].size)
     check.finite("action", kind)
     found = torch.bincount(steps.agent)
     if bool((found == 0).any()):
@@ -140,7 +139,3 @@ def _checked(model: PerSim, steps: Transitions, count: int | None) -> tuple[Tran
             raise ValueError(f"count: expected at most {int(found.min())}, the steps of agent {int(found.argmin())}, got "
                              f"{count}; use fewer, or None for all that there are")
     return steps, len(found)
-
-
-def _discrete(model: PerSim) -> bool:
-    return isinstance(model.cp.modes[ACTION], Categorical)

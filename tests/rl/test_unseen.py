@@ -38,8 +38,8 @@ def lived(model, rows, count, member=0, noise=0.0):
     draw = stream(7, "lived")
     agent = torch.arange(U).repeat_interleave(count)
     state = 5 + 3 * torch.randn((U * count, 2), generator=draw, dtype=torch.float64)
-    action = torch.arange(U * count)[:, None] % 3 if model.cp.modes[2].__class__.__name__ == "Categorical" else \
-        2 * torch.rand((U * count, model.cp.modes[2].inputs), generator=draw, dtype=torch.float64) - 1
+    action = torch.arange(U * count)[:, None] % 3 if model.discrete else \
+        2 * torch.rand((U * count, model.action_width), generator=draw, dtype=torch.float64) - 1
     everyone = torch.stack([rows] * model.members)
     after = model.predict(everyone[:, agent], state.expand(model.members, *state.shape), action)[member]
     return Transitions(agent, state, action, after + noise * torch.randn(after.shape, generator=draw, dtype=torch.float64))
@@ -70,8 +70,9 @@ def test_it_saves_and_loads_with_the_new_agents(tmp_path):
 
 
 @pytest.mark.parametrize(("actions", "settings"), [(Discrete(3), {}), (Box(-1.0, 1.0, 2), {}),
-                                                   (Discrete(3), {"angles": (1,), "inside": True})],
-                         ids=["discrete", "continuous", "inputs"])
+                                                   (Discrete(3), {"angles": (1,), "inside": True}),
+                                                   (Box(-1.0, 1.0, 2), {"joint": True, "angles": (1,)})],
+                         ids=["discrete", "continuous", "inputs", "joint"])
 def test_few_steps_find_a_row_that_is_known(actions, settings):
     model = trained(actions, **settings)
     steps = lived(model, secret(model), 20)

@@ -1,4 +1,4 @@
-"""Loops over simulators with deep networks by few calls: what the plans alone decide is computed beforehand.
+"""Loops over simulators with deep networks by few calls: what the plans, or the agents, alone decide is computed beforehand.
 
 Layers behind the first work in the network's ``inner_dtype``, compiled where that is bfloat16 and the processor has it.
 """
@@ -9,7 +9,7 @@ from torch.nn.functional import silu
 
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.inputs import Inputs
-from lowrank_rl.rl.models import fused_bfloat16
+from lowrank_rl.rl.models import fused_bfloat16, fused_gaussian
 from lowrank_rl.rl.models.contacts import Contacts
 
 ROWS = 512     # whose hidden layers stay in a CPU's cache
@@ -48,6 +48,42 @@ def rollout_deep(network: Mlp, center: Tensor, scale: Tensor, mixed: Tensor, uni
     for h in range(H):
         change = mixed[h] @ _run(network, layers, inputs(x)).view(-1, R, D)
         x = walls.stop(x + shift + change.view_as(x))
+        future.append(x)
+    return torch.stack(future, dim=2).unflatten(1, (B, C))
+
+
+def rollout_joint(network: Mlp, center: Tensor, scale: Tensor, rows: Tensor, unit: Tensor, shift: Tensor, walls: Contacts,
+                  inputs: Inputs, state: Tensor, actions: Tensor) -> Tensor:
+    """state += unit * sum_r rows[r] network(([inputs(state), action] - center) / scale)[:, r] + shift, stopped at the walls.
+
+    center, scale (I + A,), rows (M, B, R) of agents, unit, shift (D,), state (M, B, D), actions (B, C, H, A)
+    -> start and next states (M, B, C, H + 1, D), in the parameters' dtype. Each agent's row is folded into the last layer, so
+    that the rank costs nothing.
+    """
+    _, C, H, _ = actions.shape
+    *layers, (weight, bias) = _layers(network, center, scale)
+    state, actions = state.to(weight), actions.to(weight)
+    out = state.new_empty((*state.shape[:2], C, H + 1, len(shift)))
+    walls, inputs = walls.to(state.device), inputs.to(state.device)
+    agents, whose = rows.transpose(0, 1).unique(dim=0, return_inverse=True)
+    for number, row in enumerate(agents.to(weight)):
+        mine = whose == number
+        folded = [((x.unflatten(-1, (len(shift), -1)) @ row[:, None, :, None])[..., 0] * unit.to(x)) for x in (weight, bias)]
+        own = [*layers, (folded[0], folded[1] + shift.to(weight))]
+        if _compiles(network) and len(walls.sign) == 0:
+            out[:, mine] = fused_gaussian.follow(own, _smooth(network), inputs, state[:, mine], actions[mine])
+        else:
+            out[:, mine] = _follow(network, _narrowed(network, own), walls, inputs, state[:, mine], actions[mine])
+    return out
+
+
+def _follow(network: Mlp, layers: Layers, walls: Contacts, inputs: Inputs, state: Tensor, actions: Tensor) -> Tensor:
+    """state (M, B, D), actions (B, C, H, A) -> (M, B, C, H + 1, D)"""
+    B, C, _, _ = actions.shape
+    x = state.repeat_interleave(C, dim=1)
+    future = [x]
+    for action in actions.flatten(0, 1).unbind(1):
+        x = walls.stop(x + _run(network, layers, torch.cat([inputs(x), action.expand(len(x), -1, -1)], dim=-1)))
         future.append(x)
     return torch.stack(future, dim=2).unflatten(1, (B, C))
 

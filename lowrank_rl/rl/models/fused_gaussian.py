@@ -3,6 +3,7 @@
 """
 
 import math
+from collections.abc import Sequence
 
 import numba
 import numpy as np
@@ -33,7 +34,6 @@ def rollout(units: Frame, network: Mlp, bounds: Bounds | None, context: Tensor, 
     """
     B, C, H, _ = actions.shape
     M, D = len(context), state.shape[2]
-    acts = units.act(actions.flatten(0, 2)).view(B * C, H, -1)
     noise = torch.zeros((0, M, B * C, D))
     if bounds is not None and generator is not None:
         noise = torch.stack([torch.randn((M, B * C, D), generator=generator) for _ in range(H)])
@@ -43,12 +43,26 @@ def rollout(units: Frame, network: Mlp, bounds: Bounds | None, context: Tensor, 
     scaled = weight[:, :count] / units.scale[:, None]           # the state's units, in the first layer
     bias = bias - (units.center @ scaled).unsqueeze(1)
     layers = [(torch.cat([scaled.to(weight), weight[:, count:]], dim=1), bias.to(weight)), *others]
-    out = torch.empty((M, D, H + 1, B * C))
     seen = Inputs(units.source, units.part, units.low, units.high)
     step = torch.stack([units.kept, units.shift, units.spread])
-    _rollout(fused_bfloat16.pack(layers), int(network.activation is silu),
-             *(x.detach().float().contiguous().numpy() for x in (step, low, high, context, state, acts, noise)),
-             *seen.arrays(), out.numpy())
+    return _follow(layers, network.activation is silu, seen, step, low, high, context, state, units.act(actions), noise)
+
+
+def follow(layers: Sequence[tuple[Tensor, Tensor]], smooth: bool, inputs: Inputs, state: Tensor, actions: Tensor) -> Tensor:
+    """The same of plain networks of [inputs(state), action] that say the difference of states: layers as ``forward`` takes
+    them, (M, B, D), (B, C, H, A) -> (M, B, C, H + 1, D)."""
+    M, B, D = state.shape
+    step, none = torch.tensor([[1.0], [0.0], [1.0]]).expand(3, D), torch.zeros((M, D))
+    return _follow(layers, smooth, inputs, step, none, none, torch.zeros((M, B, 0)), state, actions, torch.zeros((0, M, 0, D)))
+
+
+def _follow(layers: Sequence[tuple[Tensor, Tensor]], smooth: bool, inputs: Inputs, step: Tensor, low: Tensor, high: Tensor,
+            context: Tensor, state: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
+    """Arguments of ``_rollout``, but for actions (B, C, H, W)."""
+    B, C, H, _ = actions.shape
+    out = torch.empty((len(state), state.shape[2], H + 1, B * C))
+    _rollout(fused_bfloat16.pack(layers), int(smooth), *(x.detach().float().contiguous().numpy() for x in (
+        step, low, high, context, state, actions.flatten(0, 1), noise)), *inputs.arrays(), out.numpy())
     return out.permute(0, 3, 2, 1).unflatten(1, (B, C))
 
 

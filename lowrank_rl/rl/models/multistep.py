@@ -66,7 +66,9 @@ def fit_multistep(module: FunctionalModule, inputs: Inputs, data: Transitions, c
     """
     first, device = stretches(data, config.horizon), module.center.device
     agent, action = data.agent.to(device), data.action.to(device)
-    action = module.scaled(ACTION, action[:, 0] if module.inputs[ACTION] == 0 else action)
+    joint = len(module.modes) == 2
+    if not joint:
+        action = module.scaled(ACTION, action[:, 0] if module.inputs[ACTION] == 0 else action)
     state, following = (x.to(device, module.dtype) for x in (data.state, data.next_state))
     spread = state.std(0)
     weight = torch.where(spread > 0, 1 / spread, 0)
@@ -85,8 +87,11 @@ def fit_multistep(module: FunctionalModule, inputs: Inputs, data: Transitions, c
         rows = first[torch.randint(len(first), (module.members, config.batch), generator=generator)].to(device)
         x, error = state[rows], 0.0
         for h in range(config.horizon):
-            seen = module.scaled(STATE, inputs(x))
-            x = x + center + scale * module([agent[rows], seen, action[rows + h]])
+            known = [agent[rows], inputs(x), action[rows + h]]
+            if joint:
+                known[STATE:] = [torch.cat([known[STATE], known[ACTION].to(x)], dim=-1)]
+            known[STATE] = module.scaled(STATE, known[STATE])
+            x = x + center + scale * module(known)
             error = error + ((x - following[rows + h]) * weight).square().mean((1, 2))
         loss = error.sum() / config.horizon                     # members do not share parameters
         optimizer.zero_grad(set_to_none=True)

@@ -3,6 +3,13 @@
     next_state - state = sum_l  u_l(agent) v_l(state) w_l(action)        (equation 2 and Theorem 1)
 
 which is a functional CP with a categorical agent mode. An ensemble of M such models is trained side by side.
+
+``joint`` asks for less: that the tensor's unfolding along the agents has a low rank, whatever states and actions do together,
+
+    next_state - state = sum_l  u_l(agent) v_l(state, action)
+
+Every tensor of rank R is of this form with R terms or fewer. Contacts make torques act differently from state to state, which
+takes many products of v and w, but few of u and v (docs/halfcheetah.md). Agents keep rows that are linear in what they predict.
 """
 
 import math
@@ -25,12 +32,13 @@ from lowrank_rl.rl.models.contacts import Contacts
 from lowrank_rl.rl.models.frame import checked, everyone
 from lowrank_rl.rl.models.fused import WIDEST, rollout_network
 from lowrank_rl.rl.models.fused_basis import REACH, fusible, rollout_basis
-from lowrank_rl.rl.models.fused_deep import outputs, rollout_deep
+from lowrank_rl.rl.models.fused_deep import outputs, rollout_deep, rollout_joint
 from lowrank_rl.rl.models.multistep import MultiStep, fit_multistep, stretches
 from lowrank_rl.rl.unroll import rollout
 from lowrank_rl.tensor import AdamConfig, ALSConfig, Categorical, FunctionalCP, Neural, Polynomial, Spline, io
 from lowrank_rl.tensor.bases import Expansion, PolynomialBasis
 from lowrank_rl.tensor.functional_checkpoint import EVERY, Checkpoint, fingerprint
+from lowrank_rl.tensor.modes import Mode
 
 AGENT, STATE, ACTION = 0, 1, 2     # the modes
 FEW = 2_000           # updates in all that leave networks all but untrained,
@@ -51,6 +59,7 @@ class PerSimConfig:
     members: int = 5                             # M
     state_hidden: tuple[int, ...] = (256,)
     action_hidden: tuple[int, ...] = (256, 256)  # for continuous actions; discrete ones have a row each
+    joint: bool = False                          # one network of state and action, state_hidden wide; the paper has two
     init: str = "nearly_equal"                   # of agent and action rows; "linear" is the paper's
     normalize: bool = True                       # the paper: HalfCheetah only
     walls: bool = True                           # look for bounds where states stop (contacts.py); the paper does not
@@ -79,6 +88,11 @@ class PerSim:
         return self.module.modes[AGENT].rows().detach()
 
     @property
+    def joint(self) -> bool:
+        """Whether states and actions share a mode."""
+        return len(self.cp.modes) == 2
+
+    @property
     def unit(self) -> Tensor:
         """The spread of a state difference in the training data, (D,); ones if not normalised."""
         return self.module.scale
@@ -93,8 +107,12 @@ class PerSim:
                 generator: torch.Generator | None = None) -> Tensor:
         module, home = self.module, state.device
         state, action = state.to(module.center.device), action.to(module.center.device)
-        mixed = context * module.factor(ACTION, action[:, 0] if self._discrete else action)   # (M, B, R)
-        basis = module.factor(STATE, self.inputs.to(state.device)(self.near(state)))                         # (M, B, D, R)
+        seen = self.inputs.to(state.device)(self.near(state))
+        if self.joint:
+            mixed, basis = context, module.factor(STATE, beside(seen, action))
+        else:
+            mixed = context * module.factor(ACTION, action[:, 0] if self.discrete else action)   # (M, B, R)
+            basis = module.factor(STATE, seen)                                                    # (M, B, D, R)
         delta = module.center + module.scale * (basis @ mixed.unsqueeze(-1)).squeeze(-1)
         return self.walls.to(home).stop((state + delta.to(state.dtype)).to(home))
 
@@ -104,8 +122,11 @@ class PerSim:
         module, mode, home = self.module, self.module.modes[STATE], state.device
         here = module.center.device
         state, actions = state.to(here), actions.to(here)
+        if self.joint:
+            return rollout_joint(mode, module.center1, module.scale1, context, module.scale, module.center, self.walls,
+                                 self.inputs, state, actions).to(home)
         network = isinstance(mode, Mlp) and len(mode.layers) > 1
-        if self._discrete and here.type == "cpu":
+        if self.discrete and here.type == "cpu":
             if (network and len(mode.layers) == 2 and mode.activation is torch.relu and state.shape[-1] <= WIDEST
                     and self.inputs.plain):
                 return rollout_network(*self._two_layers(context), self.walls, state, actions[..., 0])
@@ -129,13 +150,25 @@ class PerSim:
         return state.clamp(low.to(state), high.to(state))
 
     @property
-    def _discrete(self) -> bool:
-        return isinstance(self.cp.modes[ACTION], Categorical)
+    def discrete(self) -> bool:
+        """Whether actions are categories."""
+        return not self.joint and isinstance(self.cp.modes[ACTION], Categorical)
+
+    @property
+    def action_width(self) -> int:
+        """A, the columns of an action."""
+        if self.joint:
+            return self.cp.modes[STATE].inputs - len(self.inputs.part)
+        return 1 if self.discrete else self.cp.modes[ACTION].inputs
+
+    def coordinates(self, agent: Tensor, state: Tensor, action: Tensor) -> tuple[Tensor, ...]:
+        """Those of ``cp``, of steps (B,), (B, D), (B, A)."""
+        return coordinates(agent, self.inputs(self.near(state)), action[:, 0] if self.discrete else action, self.joint)
 
     def _action_rows(self, action: Tensor) -> Tensor:
         """(B, A) -> (M, B, R)"""
         mode = self.module.modes[ACTION]
-        if self._discrete:
+        if self.discrete:
             return mode.rows()[:, action[:, 0]]
         return outputs(mode, self.module.center2, self.module.scale2, action.expand(self.members, *action.shape))
 
@@ -178,6 +211,16 @@ class PerSim:
                    None if seen["part"] is None else Inputs(**seen))
 
 
+def beside(seen: Tensor, action: Tensor) -> Tensor:
+    """What the network of a joint mode takes, (..., I + A), of (..., I) and (B, A)."""
+    return torch.cat([seen, action.to(seen).expand(*seen.shape[:-1], -1)], dim=-1)
+
+
+def coordinates(agent: Tensor, seen: Tensor, action: Tensor, joint: bool) -> tuple[Tensor, ...]:
+    """Of the functional CP, of states as networks see them."""
+    return (agent, beside(seen, action)) if joint else (agent, seen, action)
+
+
 def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: PerSimConfig, *, seed: int,
                device: str = "cpu", personal: bool = True, progress: Callable[[dict], None] | None = None,
                checkpoint: str | Path | None = None) -> PerSim:
@@ -193,17 +236,15 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
 
     Raises:
         ValueError: shapes that disagree, NaN or Inf, an agent out of range or without a transition, an action outside
-            the bounds, exact solves with continuous actions or multi-step training, a loss that diverged.
+            the bounds, exact solves with continuous actions or multi-step training, a joint mode with discrete actions, a
+            loss that diverged.
     """
     data = _checked(data, agents, actions, config)
     _warn(data, actions, config)
     D = data.state.shape[1]
-    action_mode = Categorical(actions.n, init=config.init) if isinstance(actions, Discrete) else \
-        Neural(actions.size, config.action_hidden, config.activation, config.precision)
     seen = inputs.plain(D) if config.exact else inputs.of(data.state, config.angles, config.inside)
-    state_mode = config.exact.state if config.exact else \
-        Neural(len(seen.part), config.state_hidden, config.activation, config.precision)
-    cp = FunctionalCP([Categorical(agents, init=config.init), state_mode, action_mode], rank=config.rank, outputs=D,
+    modes = [Categorical(agents, init=config.init), *_modes(config, len(seen.part), actions)]
+    cp = FunctionalCP(modes, rank=config.rank, outputs=D,
                       output_mode=STATE, members=config.members, normalize=config.normalize,
                       solver=config.exact.solver if config.exact else config.adam, random_state=seed, device=device)
     walls = contacts.find(data.next_state) if config.walls else contacts.none(D)
@@ -221,7 +262,8 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
         cp.module_.to(device)
     else:
         action = data.action[:, 0] if isinstance(actions, Discrete) else data.action
-        cp.fit((data.agent, seen(data.state), action), data.next_state - data.state, progress=progress, checkpoint=checkpoint)
+        cp.fit(coordinates(data.agent, seen(data.state), action, config.joint), data.next_state - data.state,
+               progress=progress, checkpoint=checkpoint)
     if config.multistep:
         tensors, header = cp.pack()
         one_step.save(lambda: tensors, [header])      # whole, so that a kill from here on does not repeat it
@@ -241,7 +283,19 @@ def _checked(data: Transitions, agents: int, actions: Discrete | Box, config: Pe
         raise ValueError("exact: expected None where actions are continuous, got exact solves; use networks and adam")
     if config.exact and config.multistep:
         raise ValueError("multistep: expected None beside exact solves, got both; multi-step training goes with adam")
+    if config.joint and isinstance(actions, Discrete):
+        raise ValueError("joint: expected False where actions are discrete, got True; each of them has a row of its own")
     return data
+
+
+def _modes(config: PerSimConfig, seen: int, actions: Discrete | Box) -> list[Mode]:
+    """Of states, ``seen`` numbers wide, and of actions, or of both."""
+    network = {"activation": config.activation, "precision": config.precision}
+    if config.joint:
+        return [Neural(seen + actions.size, config.state_hidden, **network)]
+    state = config.exact.state if config.exact else Neural(seen, config.state_hidden, **network)
+    return [state, Categorical(actions.n, init=config.init) if isinstance(actions, Discrete) else
+            Neural(actions.size, config.action_hidden, **network)]
 
 
 def _warn(data: Transitions, actions: Discrete | Box, config: PerSimConfig) -> None:

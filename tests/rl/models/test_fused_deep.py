@@ -9,7 +9,7 @@ from lowrank_rl.rl import inputs
 from lowrank_rl.rl.models import contacts, fused_bfloat16
 from lowrank_rl.rl.models.contacts import Contacts
 from lowrank_rl.rl.models.fused_bfloat16 import BLOCK
-from lowrank_rl.rl.models.fused_deep import ROWS, outputs, rollout_deep
+from lowrank_rl.rl.models.fused_deep import ROWS, outputs, rollout_deep, rollout_joint
 from lowrank_rl.rng import stream
 
 M, B, H, R = 2, 3, 4, 3
@@ -144,3 +144,61 @@ def test_a_gpu_says_the_same(precision):
     found = rollout_deep(network.to("cuda"), *(x.to("cuda") for x in others))
     bound = 1e-3 if precision == "full" else 0.05
     torch.testing.assert_close(found.cpu(), expected, atol=bound, rtol=bound)
+
+
+# ---- a joint mode
+
+
+def joint(C=4, hidden=(8, 8), precision="full", activation="silu", D=4, A=2):
+    """Arguments of ``rollout_joint``; the first and the last row are the same agent's."""
+    draw = stream(0, "joint", C)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=draw)
+    seen = inputs.of(normal(9, D), (1,), inside=True)
+    count = len(seen.part) + A
+    network = Mlp(M, (count, *hidden, D * R), activation, precision, generator=draw).requires_grad_(False)
+    rows = normal(M, B, R)
+    rows[:, -1] = rows[:, 0]
+    return [network, normal(count), normal(count).abs() + 0.5, rows, 0.3 * normal(D).abs(), 0.1 * normal(D), contacts.none(D),
+            seen, normal(M, B, D), normal(B, C, H, A)]
+
+
+def slow_joint(network, center, scale, rows, unit, shift, walls, seen, state, actions):
+    C, D = actions.shape[1], len(shift)
+    out = torch.empty((M, B, C, H + 1, D))
+    for m, b, c in np.ndindex(M, B, C):
+        x = out[m, b, c, 0] = state[m, b]
+        for h in range(H):
+            asked = (torch.cat([seen(x), actions[b, c, h]]) - center) / scale
+            change = network(asked.expand(M, 1, -1))[m, 0].view(D, R) @ rows[m, b]
+            x = out[m, b, c, h + 1] = walls.stop(x + unit * change + shift)
+    return out
+
+
+@pytest.mark.parametrize("hidden", [(8,), (8, 8, 8)])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "silu"])
+def test_rows_folded_into_the_last_layer_change_nothing(hidden, activation):
+    parts = joint(hidden=hidden, activation=activation)
+    torch.testing.assert_close(rollout_joint(*parts), slow_joint(*parts), atol=1e-5, rtol=1e-5)
+
+
+def test_plans_of_a_joint_mode_stop_at_walls():
+    parts = joint()
+    low = rollout_joint(*parts)[..., 1:, 0].quantile(0.4).double()
+    after = torch.tensor([[float(low), 7.0, torch.nan, torch.nan]])
+    parts[6] = Contacts(torch.tensor([0]), torch.ones(1).double(), low[None], after)
+    stopped = rollout_joint(*parts)
+    torch.testing.assert_close(stopped, slow_joint(*parts), atol=1e-5, rtol=1e-5)
+    assert (stopped[..., 1:, 1] == 7).any()
+
+
+@compiled
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("C", [1, BLOCK + 3])
+def test_a_joint_mode_in_bfloat16_is_nearly_the_same(activation, C):
+    parts = joint(C=C, hidden=(40, 40), precision="bfloat16", activation=activation)
+    found = rollout_joint(*parts)
+    expected = rollout_joint(*joint(C=C, hidden=(40, 40), activation=activation))
+    moved = (expected - expected[..., :1, :]).abs().amax()
+    assert 0 < (found - expected).abs().max() < 0.03 * moved

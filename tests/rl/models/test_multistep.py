@@ -57,19 +57,21 @@ def test_stretches_are_within_episodes():
         stretches(data, 9)
 
 
-def test_errors_over_many_steps_fall():
-    data = pendulums()
-    once = fit_persim(data, AGENTS, BOX, replace(CONFIG, multistep=None), seed=0)
-    further = fit_persim(data, AGENTS, BOX, CONFIG, seed=0)
+@pytest.mark.parametrize("joint", [False, True])
+def test_errors_over_many_steps_fall(joint):
+    data, config = pendulums(), replace(CONFIG, joint=joint)
+    once = fit_persim(data, AGENTS, BOX, replace(config, multistep=None), seed=0)
+    further = fit_persim(data, AGENTS, BOX, config, seed=0)
     assert open_loop(further, data) < 0.5 * open_loop(once, data)
     assert [e["update"] for e in further.cp.history_[3:]] == [50, 100, 120]
     assert further.cp.history_[-1]["loss"] < 0.5 * further.cp.history_[3]["loss"]
 
 
-def test_one_update_by_hand():
+@pytest.mark.parametrize("joint", [False, True])
+def test_one_update_by_hand(joint):
     """The gradient of a two-step loss, by autograd on a loop written out here, and Adam's first step, which is its sign."""
     data = pendulums()
-    config = replace(CONFIG, members=1, multistep=None)
+    config = replace(CONFIG, members=1, multistep=None, joint=joint)
     start, after = (fit_persim(data, AGENTS, BOX, c, seed=0) for c in (config, replace(config, multistep=MultiStep(
         horizon=2, updates=1, batch=300, learning_rate=1e-4))))
     rows = stretches(data, 2)[torch.randint(len(stretches(data, 2)), (1, 300), generator=stream(0, "persim", "multi-step"))[0]]
@@ -77,7 +79,7 @@ def test_one_update_by_hand():
     module.zero_grad()         # of what the last epoch has left
     x, loss, spread = data.state[rows], 0.0, data.state.std(0)
     for h in range(2):
-        x = x + module.predict([data.agent[rows], start.inputs(x), data.action[rows + h]])[0]
+        x = x + module.predict(start.coordinates(data.agent[rows], x, data.action[rows + h]))[0]
         loss = loss + ((x - data.next_state[rows + h]) / spread).square().mean() / 2
     loss.backward()
     for old, new in zip(module.parameters(), after.module.parameters(), strict=True):

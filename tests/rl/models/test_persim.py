@@ -21,6 +21,7 @@ from lowrank_rl.tensor import AdamConfig, ALSConfig, Categorical, FunctionalCP, 
 CAR = mountaincar.ENVIRONMENT
 SMALL = PerSimConfig(rank=4, members=2, state_hidden=(7,), action_hidden=(5,), adam=AdamConfig(epochs=2, batch=16))
 EXACT = PerSimConfig(rank=3, members=1, exact=Exact(Polynomial(2, 6), ALSConfig(tol=0.01, sweeps=20)))
+JOINT = replace(SMALL, joint=True)
 DISCRETE, BOX = Discrete(3), Box(-1.0, 1.0, 2)
 
 
@@ -95,6 +96,41 @@ def test_predict_is_equation_2(actions, personal, normalize):
                 for rank in range(4):
                     total += u[rank] * v[4 * d + rank] * w[rank]
                 assert prediction[m, b, d] == pytest.approx(float(steps.state[b, d]) + center[d] + scale[d] * total, rel=1e-4)
+
+
+@pytest.mark.parametrize("personal", [True, False])
+def test_a_joint_mode_predicts_by_agents_and_everything_else(personal):
+    """next_state - state = sum_l u_l(agent) v_l(state, action), in the units of the data."""
+    model, steps = fit(actions=BOX, config=JOINT, personal=personal), data(BOX)
+    module, prediction = model.module, predict(model, steps).numpy()
+    center, scale, center_in, scale_in = (
+        x.double().numpy() for x in (module.center, module.scale, module.center1, module.scale1))
+    together = np.column_stack([steps.state, steps.action])
+    for m in range(2):
+        for b in range(0, 120, 7):
+            rows, number = module.modes[AGENT], int(steps.agent[b]) if personal else 0
+            u = (rows.table[m, number] + rows.bias[m, 0]).detach().double().numpy()
+            v = network(module.modes[STATE], m, (together[b] - center_in) / scale_in)       # D blocks of R
+            for d in range(2):
+                expected = float(steps.state[b, d]) + center[d] + scale[d] * (u @ v[4 * d:4 * d + 4])
+                assert prediction[m, b, d] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_joint_mode_learns_what_no_product_says():
+    """A push that turns with the state, faster than few products of a state's and an action's factors can follow."""
+    draw = stream(0, "persim", "turning")
+    agent = torch.arange(2000) % 4
+    state = 4 * torch.rand((2000, 2), generator=draw, dtype=torch.float64)
+    action = BOX.sample((2000,), generator=draw)
+    push = (2 * state + 3 * action).sin() * (1 + agent[:, None])
+    steps = Transitions(agent, state, action, state + push)
+    shared = replace(SMALL, rank=2, state_hidden=(64, 64), action_hidden=(64,), activation="silu", members=1,
+                     adam=AdamConfig(epochs=30, batch=50, learning_rate=3e-3))
+
+    def unexplained(config):
+        error = predict(fit(steps, BOX, config), steps)[0] - steps.next_state
+        return float(error.var() / push.var())
+    assert unexplained(replace(shared, joint=True)) < 0.2 * unexplained(shared)
 
 
 def test_units_are_the_spread_of_the_differences():
@@ -187,14 +223,17 @@ def test_the_simulators_know_their_gravity(car):
 
 
 @pytest.mark.parametrize("personal", [True, False])
-@pytest.mark.parametrize("actions", [DISCRETE, BOX], ids=["discrete", "box"])
-def test_a_saved_model_comes_back(tmp_path, actions, personal):
-    model, steps = fit(actions=actions, personal=personal), data(actions)
+@pytest.mark.parametrize(("actions", "config"), [(DISCRETE, SMALL), (BOX, SMALL), (BOX, JOINT)],
+                         ids=["discrete", "box", "joint"])
+def test_a_saved_model_comes_back(tmp_path, actions, config, personal):
+    model, steps = fit(actions=actions, config=config, personal=personal), data(actions)
     model.save(tmp_path / "model.safetensors")
     back = PerSim.load(tmp_path / "model.safetensors")
     assert same(model, back)
     assert torch.equal(predict(back, steps), predict(model, steps))
     assert back.members == 2
+    discrete = actions is DISCRETE
+    assert (back.joint, back.discrete, back.action_width) == (config.joint, discrete, 1 if discrete else 2)
 
 
 def test_what_is_no_simulator_is_refused(tmp_path):
@@ -226,10 +265,10 @@ def test_exact_simulators_know_their_gravity():
     assert max(unexplained(model, logged(1))) < 0.02
 
 
-@pytest.mark.parametrize("actions", [DISCRETE, BOX])
-def test_a_network_that_sees_angles_knows_no_turns(tmp_path, actions):
+@pytest.mark.parametrize(("actions", "joint"), [(DISCRETE, False), (BOX, False), (BOX, True)])
+def test_a_network_that_sees_angles_knows_no_turns(tmp_path, actions, joint):
     """Nor does it once it is saved; a number beyond the data is as good as the nearest of them."""
-    steps, config = data(actions), replace(SMALL, angles=(1,), inside=True, activation="silu")
+    steps, config = data(actions), replace(SMALL, joint=joint, angles=(1,), inside=True, activation="silu")
     model = fit(steps, actions, config)
     turned = replace(steps, state=steps.state + torch.tensor([0.0, 4 * math.pi]))
     far, edge = (replace(steps, state=torch.cat([x.expand(len(steps.state), 1), steps.state[:, 1:]], dim=1))
@@ -247,6 +286,11 @@ def test_a_network_that_sees_angles_knows_no_turns(tmp_path, actions):
 def test_exact_solves_need_discrete_actions():
     with pytest.raises(ValueError, match="exact: expected None where actions are continuous"):
         fit(actions=BOX, config=replace(SMALL, exact=EXACT.exact))
+
+
+def test_a_joint_mode_needs_continuous_actions():
+    with pytest.raises(ValueError, match="joint: expected False where actions are discrete, got True; each of them has a row"):
+        fit(config=JOINT)
 
 
 def test_an_exact_simulator_comes_back(tmp_path):
