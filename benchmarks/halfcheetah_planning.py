@@ -56,6 +56,10 @@ def variants(learning: PerSimConfig) -> dict[str, Variant]:
         "2 x 128": replace(learning, state_hidden=(128, 128)),
         "a quarter of the epochs": replace(learning, adam=replace(adam, epochs=max(1, adam.epochs // 4))),
         "no multi-step training": replace(learning, multistep=None),
+        "joint, 4 x 200": replace(learning, joint=True, state_hidden=(200,) * 4),
+        **{f"joint, {layers} x 200, one-step training alone, twice the epochs": replace(
+            learning, joint=True, state_hidden=(200,) * layers, multistep=None, adam=replace(adam, epochs=2 * adam.epochs))
+           for layers in (4, 5, 6)},
         "3 times the multi-step updates": replace(learning, multistep=replace(multistep, updates=3 * multistep.updates)),
     }
     return {
@@ -77,7 +81,7 @@ def simulators(out: Path, cell: Cell, name: str, variant: Variant) -> DynamicsMo
     if variant.learning is None:
         train.train(out, cell, "cpu", say)
         return baselines.planned(cell, pieces.load_model(out, cell))
-    path = out / f"{cell.dataset}-{name.replace(' ', '-')}.safetensors"
+    path = out / f"{cell.dataset}-{name.replace(',', '').replace(' ', '-')}.safetensors"
     if not path.exists():
         agents = baselines.budget_of(cell).agents
         fit_persim(pieces.load_data(out, cell).transitions(), agents, cases.ENVIRONMENTS[NAME].actions, variant.learning,

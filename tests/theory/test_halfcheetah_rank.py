@@ -75,6 +75,22 @@ def test_there_is_no_exact_rank_but_agents_need_few_terms(tensor):
     assert action > 6
 
 
+def test_products_of_agents_and_all_else_need_fewer_terms_than_a_cp(tensor):
+    """The claim behind ``PerSimConfig.joint``: as many terms leave less than a third of what any CP of three modes leaves."""
+    assert claim.agents_alone(tensor, 4) < claim.least_error(unfoldings(tensor), 4, tensor) / 3
+    matrix = tensor.reshape(len(tensor), -1)
+    u, s, v = np.linalg.svd(matrix, full_matrices=False)
+    left = np.linalg.norm(matrix - (u[:, :4] * s[:4]) @ v[:4]) / np.linalg.norm(matrix)
+    assert claim.agents_alone(tensor, 4) == pytest.approx(left)
+
+
+@settings(max_examples=15, deadline=None)
+@given(SEEDS, st.integers(1, 5))
+def test_agents_alone_never_need_more_terms(seed, rank):
+    tensor = CP.random((6, 7, 5), rank, seed=seed).dense()
+    assert claim.agents_alone(tensor, rank) < 1e-12
+
+
 def test_terms_for_is_the_least_rank_of_an_unfolding():
     planted = CP.random((7, 8, 6), 3, seed=1).dense()
     assert claim.terms_for(planted, 1e-9) == [3, 3, 3]
