@@ -22,6 +22,7 @@ from lowrank_rl.rl import data, evaluate
 from lowrank_rl.rl.bench import baselines, cases, pieces, train
 from lowrank_rl.rl.bench.store import Cell
 from lowrank_rl.rl.contracts import DynamicsModel
+from lowrank_rl.rl.models.epets import EPETS, EPETSConfig, fit_epets
 from lowrank_rl.rl.models.persim import PerSim, PerSimConfig, fit_persim
 from lowrank_rl.rl.plan import CEMConfig
 from lowrank_rl.rl.score import upright
@@ -34,12 +35,12 @@ AGENTS = list(range(10, 16))      # test agents are 0 to 4
 class Variant:
     planning: cases.Planning = cases.PLANNING["best", NAME]
     weight: float = cases.UPRIGHT              # of standing upright
-    learning: PerSimConfig | None = None       # None: the benchmark's
+    learning: PerSimConfig | EPETSConfig | None = None       # None: the benchmark's
     method: str = "persim"                     # whose simulators
 
 
-def variants(learning: PerSimConfig) -> dict[str, Variant]:
-    """By what is changed. learning: the benchmark's, for this data set."""
+def variants(learning: PerSimConfig, epets: EPETSConfig) -> dict[str, Variant]:
+    """By what is changed. learning, epets: the benchmark's, for this data set."""
     best = cases.PLANNING["best", NAME]
     search, adam, multistep = best.planner, learning.adam, learning.multistep
     plans = {
@@ -68,6 +69,7 @@ def variants(learning: PerSimConfig) -> dict[str, Variant]:
         **{name: Variant(planning) for name, planning in plans.items()},
         **{name: Variant(learning=config) for name, config in trained.items()},
         **{method: Variant(method=method) for method in ("vanilla-cadm", "pe-ts-cadm", "e-pets")},
+        "e-pets, 5 x 200": Variant(learning=replace(epets, hidden=(200,) * 5), method="e-pets"),
     }
 
 
@@ -84,10 +86,11 @@ def simulators(out: Path, cell: Cell, name: str, variant: Variant) -> DynamicsMo
     path = out / f"{cell.dataset}-{name.replace(',', '').replace(' ', '-')}.safetensors"
     if not path.exists():
         agents = baselines.budget_of(cell).agents
-        fit_persim(pieces.load_data(out, cell).transitions(), agents, cases.ENVIRONMENTS[NAME].actions, variant.learning,
-                   seed=rng.integer(cell.seed, NAME, cell.method), progress=lambda entry: say(str(entry), 0.0),
-                   checkpoint=path.with_suffix(".checkpoint")).save(path)
-    return PerSim.load(path)
+        fit = fit_persim if cell.method == "persim" else fit_epets
+        fit(pieces.load_data(out, cell).transitions(), agents, cases.ENVIRONMENTS[NAME].actions, variant.learning,
+            seed=rng.integer(cell.seed, NAME, cell.method), progress=lambda entry: say(str(entry), 0.0),
+            checkpoint=path.with_suffix(".checkpoint")).save(path)
+    return (PerSim if cell.method == "persim" else EPETS).load(path)
 
 
 def main() -> None:
@@ -104,7 +107,8 @@ def main() -> None:
     guide, covariates = pieces.load_clone(options.out, cell), data.agents(environment, 500, seed=0)
     path = Path("results/halfcheetah_planning.csv")
     rows = done(path)
-    for name, variant in variants(pieces.learning(cell)).items():
+    epets = pieces.learning(replace(cell, method="e-pets"))
+    for name, variant in variants(pieces.learning(cell), epets).items():
         key = {"dataset": options.dataset, "variant": name, "steps": str(options.steps)}
         if options.only not in name or any(key.items() <= row.items() for row in rows):
             continue
