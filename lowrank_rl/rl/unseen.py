@@ -94,7 +94,7 @@ def _row(model: PerSim, steps: Transitions, name: str, cloud: Tensor | None) -> 
     """One agent's. ``fold_in`` takes the rows that it finds for the prior; a cloud (M, n, R) is put in their place."""
     cp = model.cp if cloud is None else with_rows(model.cp, AGENT, cloud.to(model.rows))
     change = steps.next_state - steps.state
-    return replace(fold_in(cp, AGENT, model.coordinates(steps.agent, steps.state, steps.action)[1:], change), name=name)
+    return replace(fold_in(cp, AGENT, model.coordinates(steps.state, steps.action), change), name=name)
 
 
 def _of(steps: Transitions, agent: int, count: int | None, model: PerSim) -> Transitions:

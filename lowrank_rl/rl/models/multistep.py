@@ -7,7 +7,7 @@ descent through all their steps.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,12 +16,10 @@ from torch import Tensor
 
 from lowrank_rl import check
 from lowrank_rl.rl.contracts import Transitions
-from lowrank_rl.rl.inputs import Inputs
 from lowrank_rl.tensor.functional import FunctionalModule
 from lowrank_rl.tensor.functional_checkpoint import Checkpoint, restore, so_far
 
 TOLD = 50     # updates between two entries of the history
-STATE, ACTION = 1, 2     # the modes of the module, behind the agents
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,12 @@ def stretches(data: Transitions, horizon: int) -> Tensor:
     return first
 
 
-def fit_multistep(module: FunctionalModule, inputs: Inputs, data: Transitions, config: MultiStep, *,
-                  generator: torch.Generator, keep: Checkpoint, progress: Callable[[dict], None] | None = None) -> list[dict]:
+def fit_multistep(module: FunctionalModule, coordinates: Callable[..., Sequence[Tensor]], data: Transitions,
+                  config: MultiStep, *, generator: torch.Generator, keep: Checkpoint,
+                  progress: Callable[[dict], None] | None = None) -> list[dict]:
     """Lower the mean over H steps of the squared error of predicted states, in units of the states' deviations; in place.
 
+    ``coordinates``: of the module's modes behind the agents, from states (M, B, D) and actions (M, B, A) on its device.
     Members learn apart, each from its own stretches. The history has an entry for every ``TOLD`` updates, which ``progress``
     hears. ``keep`` holds unfinished training; the same call goes on to the same bits.
 
@@ -66,13 +66,10 @@ def fit_multistep(module: FunctionalModule, inputs: Inputs, data: Transitions, c
     """
     first, device = stretches(data, config.horizon), module.center.device
     agent, action = data.agent.to(device), data.action.to(device)
-    joint = len(module.modes) == 2
-    if not joint:
-        action = module.scaled(ACTION, action[:, 0] if module.inputs[ACTION] == 0 else action)
     state, following = (x.to(device, module.dtype) for x in (data.state, data.next_state))
     spread = state.std(0)
     weight = torch.where(spread > 0, 1 / spread, 0)
-    inputs, center, scale = inputs.to(device), module.center.to(state), module.scale.to(state)
+    center, scale = module.center.to(state), module.scale.to(state)
     optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate, fused=True)
     history: list[dict] = []
     found = keep.resume()
@@ -87,11 +84,8 @@ def fit_multistep(module: FunctionalModule, inputs: Inputs, data: Transitions, c
         rows = first[torch.randint(len(first), (module.members, config.batch), generator=generator)].to(device)
         x, error = state[rows], 0.0
         for h in range(config.horizon):
-            known = [agent[rows], inputs(x), action[rows + h]]
-            if joint:
-                known[STATE:] = [torch.cat([known[STATE], known[ACTION].to(x)], dim=-1)]
-            known[STATE] = module.scaled(STATE, known[STATE])
-            x = x + center + scale * module(known)
+            known = agent[rows], *coordinates(x, action[rows + h])
+            x = x + center + scale * module([module.scaled(k, each) for k, each in enumerate(known)])
             error = error + ((x - following[rows + h]) * weight).square().mean((1, 2))
         loss = error.sum() / config.horizon                     # members do not share parameters
         optimizer.zero_grad(set_to_none=True)

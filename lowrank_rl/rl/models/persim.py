@@ -14,7 +14,7 @@ takes many products of v and w, but few of u and v (docs/halfcheetah.md). Agents
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
@@ -107,12 +107,9 @@ class PerSim:
                 generator: torch.Generator | None = None) -> Tensor:
         module, home = self.module, state.device
         state, action = state.to(module.center.device), action.to(module.center.device)
-        seen = self.inputs.to(state.device)(self.near(state))
-        if self.joint:
-            mixed, basis = context, module.factor(STATE, beside(seen, action))
-        else:
-            mixed = context * module.factor(ACTION, action[:, 0] if self.discrete else action)   # (M, B, R)
-            basis = module.factor(STATE, seen)                                                    # (M, B, D, R)
+        seen, *acted = self.coordinates(state, action)
+        mixed = context * module.factor(ACTION, *acted) if acted else context            # (M, B, R)
+        basis = module.factor(STATE, seen)                                                # (M, B, D, R)
         delta = module.center + module.scale * (basis @ mixed.unsqueeze(-1)).squeeze(-1)
         return self.walls.to(home).stop((state + delta.to(state.dtype)).to(home))
 
@@ -161,9 +158,9 @@ class PerSim:
             return self.cp.modes[STATE].inputs - len(self.inputs.part)
         return 1 if self.discrete else self.cp.modes[ACTION].inputs
 
-    def coordinates(self, agent: Tensor, state: Tensor, action: Tensor) -> tuple[Tensor, ...]:
-        """Those of ``cp``, of steps (B,), (B, D), (B, A)."""
-        return coordinates(agent, self.inputs(self.near(state)), action[:, 0] if self.discrete else action, self.joint)
+    def coordinates(self, state: Tensor, action: Tensor) -> tuple[Tensor, ...]:
+        """Those of ``cp`` behind the agents, of steps (..., D), (..., A)."""
+        return coordinates(self.inputs.to(state.device)(self.near(state)), action, self.cp.modes)
 
     def _action_rows(self, action: Tensor) -> Tensor:
         """(B, A) -> (M, B, R)"""
@@ -211,14 +208,11 @@ class PerSim:
                    None if seen["part"] is None else Inputs(**seen))
 
 
-def beside(seen: Tensor, action: Tensor) -> Tensor:
-    """What the network of a joint mode takes, (..., I + A), of (..., I) and (B, A)."""
-    return torch.cat([seen, action.to(seen).expand(*seen.shape[:-1], -1)], dim=-1)
-
-
-def coordinates(agent: Tensor, seen: Tensor, action: Tensor, joint: bool) -> tuple[Tensor, ...]:
-    """Of the functional CP, of states as networks see them."""
-    return (agent, beside(seen, action)) if joint else (agent, seen, action)
+def coordinates(seen: Tensor, action: Tensor, modes: Sequence[Mode]) -> tuple[Tensor, ...]:
+    """Of states as networks see them (..., I) and actions (..., A), in these modes: of both, or (..., I + A) in one."""
+    if len(modes) == 2:
+        return (torch.cat([seen, action.to(seen).expand(*seen.shape[:-1], -1)], dim=-1),)
+    return seen, action[..., 0] if isinstance(modes[ACTION], Categorical) else action
 
 
 def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: PerSimConfig, *, seed: int,
@@ -261,18 +255,18 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
         cp = FunctionalCP.unpack(one_step.path, found[0], found[1][0])
         cp.module_.to(device)
     else:
-        action = data.action[:, 0] if isinstance(actions, Discrete) else data.action
-        cp.fit(coordinates(data.agent, seen(data.state), action, config.joint), data.next_state - data.state,
+        cp.fit((data.agent, *coordinates(seen(data.state), data.action, modes)), data.next_state - data.state,
                progress=progress, checkpoint=checkpoint)
+    model = PerSim(cp, personal, walls, seen)
     if config.multistep:
         tensors, header = cp.pack()
         one_step.save(lambda: tensors, [header])      # whole, so that a kill from here on does not repeat it
         keep = Checkpoint(second, EVERY, job)
-        cp.history_ = cp.history_ + fit_multistep(cp.module_, seen, data, config.multistep, generator=order, keep=keep,
-                                                  progress=progress)
+        cp.history_ = cp.history_ + fit_multistep(cp.module_, model.coordinates, data, config.multistep, generator=order,
+                                                  keep=keep, progress=progress)
         keep.remove()
         one_step.remove()
-    return PerSim(cp, personal, walls, seen)
+    return model
 
 
 def _checked(data: Transitions, agents: int, actions: Discrete | Box, config: PerSimConfig) -> Transitions:

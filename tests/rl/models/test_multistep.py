@@ -79,7 +79,7 @@ def test_one_update_by_hand(joint):
     module.zero_grad()         # of what the last epoch has left
     x, loss, spread = data.state[rows], 0.0, data.state.std(0)
     for h in range(2):
-        x = x + module.predict(start.coordinates(data.agent[rows], x, data.action[rows + h]))[0]
+        x = x + module.predict([data.agent[rows], *start.coordinates(x, data.action[rows + h])])[0]
         loss = loss + ((x - data.next_state[rows + h]) / spread).square().mean() / 2
     loss.backward()
     for old, new in zip(module.parameters(), after.module.parameters(), strict=True):
