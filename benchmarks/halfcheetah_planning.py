@@ -4,8 +4,9 @@
     python benchmarks/halfcheetah_planning.py OUT --dataset random-of-25      # simulators of few agents
 
 Trains simulators in OUT, or takes those that are there, and plans in them for a few agents other than the five test agents, in
-the true environment. Each row changes one setting of the benchmark's ("best"), of the planner or of training, or takes another
-method's simulators. Prints Markdown and adds to results/halfcheetah_planning.csv; rows found there are not run again.
+the true environment. Each row changes a setting of the benchmark's ("best"), of the planner or of training (of joint modes several),
+or takes another method's simulators. Prints Markdown and adds to results/halfcheetah_planning.csv; rows found there are not run
+again.
 """
 
 import argparse
@@ -35,7 +36,7 @@ AGENTS = list(range(10, 16))      # test agents are 0 to 4
 class Variant:
     planning: cases.Planning = cases.PLANNING["best", NAME]
     weight: float = cases.UPRIGHT              # of standing upright
-    learning: PerSimConfig | EPETSConfig | None = None       # None: the benchmark's
+    learning: PerSimConfig | EPETSConfig | None = None     # None: the benchmark's
     method: str = "persim"                     # whose simulators
 
 
@@ -61,6 +62,9 @@ def variants(learning: PerSimConfig, epets: EPETSConfig) -> dict[str, Variant]:
         **{f"joint, {layers} x 200, one-step training alone, twice the epochs": replace(
             learning, joint=True, state_hidden=(200,) * layers, multistep=None, adam=replace(adam, epochs=2 * adam.epochs))
            for layers in (4, 5, 6)},
+        "joint, 5 x 200, twice the epochs, multi-step at a rate of 0.0003": replace(
+            learning, joint=True, state_hidden=(200,) * 5, adam=replace(adam, epochs=2 * adam.epochs),
+            multistep=replace(multistep, learning_rate=3e-4)),
         "3 times the multi-step updates": replace(learning, multistep=replace(multistep, updates=3 * multistep.updates)),
     }
     return {

@@ -36,7 +36,7 @@ def variants(name: str) -> dict[str, PerSimConfig]:
     if name == "halfcheetah":
         base = replace(best, members=1, adam=replace(best.adam, epochs=6), multistep=replace(best.multistep, updates=400))
         one_step = replace(base, adam=replace(best.adam, epochs=12), multistep=None)
-        joint = {"joint": True, "state_hidden": (200,) * 4}
+        four, five = ({"joint": True, "state_hidden": (200,) * layers} for layers in (4, 5))
         return {
             "best, one member, 6 epochs and 400 updates": base,
             "three members": replace(base, members=3),
@@ -45,12 +45,12 @@ def variants(name: str) -> dict[str, PerSimConfig]:
             "that and ReLU": replace(one_step, angles=(), activation="relu"),
             "that and 4 x 256, as the paper's": replace(one_step, angles=(), activation="relu", state_hidden=(256,) * 4,
                                                         action_hidden=(256,) * 2),
-            "joint, 4 x 200": replace(base, **joint),
-            "joint, 4 x 200, 12 epochs of one-step training alone": replace(one_step, **joint),
-            "joint, 5 x 200, 12 epochs of one-step training alone": replace(one_step, joint=True, state_hidden=(200,) * 5),
+            "joint, 4 x 200": replace(base, **four),
+            "joint, 4 x 200, 12 epochs of one-step training alone": replace(one_step, **four),
+            "joint, 5 x 200, 12 epochs of one-step training alone": replace(one_step, **five),
             **{f"joint, 5 x 200, 12 epochs, then multi-step at a rate of {rate:g}": replace(
-                base, joint=True, state_hidden=(200,) * 5, adam=one_step.adam,
-                multistep=replace(base.multistep, learning_rate=rate)) for rate in (3e-4, 1e-3)},
+                base, adam=one_step.adam, multistep=replace(base.multistep, learning_rate=rate), **five)
+               for rate in (3e-4, 1e-3)},
             "horizon 10": replace(base, multistep=replace(base.multistep, horizon=10, updates=1000)),
             "horizon 50": replace(base, multistep=replace(base.multistep, horizon=50, updates=200)),
             "4 x 256": replace(base, state_hidden=(256,) * 4),

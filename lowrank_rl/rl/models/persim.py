@@ -238,8 +238,7 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
     D = data.state.shape[1]
     seen = inputs.plain(D) if config.exact else inputs.of(data.state, config.angles, config.inside)
     modes = [Categorical(agents, init=config.init), *_modes(config, len(seen.part), actions)]
-    cp = FunctionalCP(modes, rank=config.rank, outputs=D,
-                      output_mode=STATE, members=config.members, normalize=config.normalize,
+    cp = FunctionalCP(modes, rank=config.rank, outputs=D, output_mode=STATE, members=config.members, normalize=config.normalize,
                       solver=config.exact.solver if config.exact else config.adam, random_state=seed, device=device)
     walls = contacts.find(data.next_state) if config.walls else contacts.none(D)
     data = _free(data, walls, agents)

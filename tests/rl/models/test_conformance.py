@@ -282,7 +282,8 @@ def test_no_rows_are_no_trouble(case):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", ["persim-discrete", "persim-continuous", "pooled-discrete", "cadm", "cadm-pe", "epets"])
+@pytest.mark.parametrize("name", ["persim-discrete", "persim-continuous", "persim-joint-angle", "pooled-discrete", "cadm",
+                                  "cadm-pe", "epets"])
 def test_on_a_gpu_a_learned_model_says_the_same(name):
     case = CASES[name]()
     agent, context, state, action, plans = question(case)
