@@ -4,9 +4,9 @@
     python benchmarks/halfcheetah_planning.py OUT --dataset random-of-25      # simulators of few agents
 
 Trains simulators in OUT, or takes those that are there, and plans in them for a few agents other than the five test agents, in
-the true environment. Each row changes a setting of the benchmark's ("best"), of the planner or of training (of joint modes several),
-or takes another method's simulators. Prints Markdown and adds to results/halfcheetah_planning.csv; rows found there are not run
-again.
+the true environment. Each row changes a setting of the benchmark's ("best"), of the planner or of training (of joint modes
+several), or takes another method's simulators. Prints Markdown and adds to results/halfcheetah_planning.csv; rows found there
+are not run again.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from lowrank_rl import rng
 from lowrank_rl.rl import data, evaluate
 from lowrank_rl.rl.bench import baselines, cases, pieces, train
 from lowrank_rl.rl.bench.store import Cell
-from lowrank_rl.rl.contracts import DynamicsModel
+from lowrank_rl.rl.contracts import DynamicsModel, EpisodeView
 from lowrank_rl.rl.models.epets import EPETS, EPETSConfig, fit_epets
 from lowrank_rl.rl.models.persim import PerSim, PerSimConfig, fit_persim
 from lowrank_rl.rl.plan import CEMConfig
@@ -38,6 +38,7 @@ class Variant:
     weight: float = cases.UPRIGHT              # of standing upright
     learning: PerSimConfig | EPETSConfig | None = None     # None: the benchmark's
     method: str = "persim"                     # whose simulators
+    frozen: bool = False                       # agents are known by their logs' mean context, not by their last steps
 
 
 def variants(learning: PerSimConfig, epets: EPETSConfig) -> dict[str, Variant]:
@@ -73,6 +74,7 @@ def variants(learning: PerSimConfig, epets: EPETSConfig) -> dict[str, Variant]:
         **{name: Variant(planning) for name, planning in plans.items()},
         **{name: Variant(learning=config) for name, config in trained.items()},
         **{method: Variant(method=method) for method in ("vanilla-cadm", "pe-ts-cadm", "e-pets")},
+        "pe-ts-cadm, one context for each agent": Variant(method="pe-ts-cadm", frozen=True),
         "e-pets, 5 x 200": Variant(learning=replace(epets, hidden=(200,) * 5), method="e-pets"),
     }
 
@@ -86,7 +88,8 @@ def simulators(out: Path, cell: Cell, name: str, variant: Variant) -> DynamicsMo
     cell = replace(cell, method=variant.method)
     if variant.learning is None:
         train.train(out, cell, "cpu", say)
-        return baselines.planned(cell, pieces.load_model(out, cell))
+        model = baselines.planned(cell, pieces.load_model(out, cell))
+        return OneContext(model, pieces.load_data(out, cell)) if variant.frozen else model
     path = out / f"{cell.dataset}-{name.replace(',', '').replace(' ', '-')}.safetensors"
     if not path.exists():
         agents = baselines.budget_of(cell).agents
@@ -95,6 +98,26 @@ def simulators(out: Path, cell: Cell, name: str, variant: Variant) -> DynamicsMo
             seed=rng.integer(cell.seed, NAME, cell.method), progress=lambda entry: say(str(entry), 0.0),
             checkpoint=path.with_suffix(".checkpoint")).save(path)
     return (PerSim if cell.method == "persim" else EPETS).load(path)
+
+
+class OneContext:
+    """A model that recognises agents by their past, and is shown of each agent the mean of the contexts over its log."""
+
+    past = 0
+
+    def __init__(self, model: DynamicsModel, logs: data.Episodes) -> None:
+        self.model, self.members, self.noisy, self.unit = model, model.members, model.noisy, model.unit
+        self.predict, self.rollout = model.predict, model.rollout
+        steps, K, self.rows = logs.transitions(), model.past, {}
+        for agent in AGENTS:
+            rows = torch.arange(int(logs.start[agent]) + K, int(logs.start[agent + 1]))
+            before = rows[:, None] - torch.arange(K, 0, -1)
+            view = EpisodeView(rows, steps.agent[rows], steps.state[rows], steps.state[before], steps.action[before],
+                               torch.ones(before.shape, dtype=torch.bool))
+            self.rows[agent] = model.context(view).mean(1)
+
+    def context(self, view: EpisodeView) -> torch.Tensor:
+        return torch.stack([self.rows[agent] for agent in view.agent.tolist()], dim=1)
 
 
 def main() -> None:
