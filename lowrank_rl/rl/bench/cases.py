@@ -105,11 +105,11 @@ LEARNING = {
     ("best", "cartpole"): PerSimConfig(rank=5, members=1, exact=Exact(
         Polynomial(4, 3), ALSConfig(sweeps=100, regularization=1e-10, tol=0.01, spare=4))),
     # what lowers the error of 50 steps on held-out tails of logs (docs/halfcheetah.md)
-    ("best", "halfcheetah"): PerSimConfig(rank=15, members=3, init="linear", state_hidden=(256, 256), action_hidden=(64,),
+    ("best", "halfcheetah"): PerSimConfig(rank=15, members=3, init="linear", joint=True, state_hidden=(200,) * 5,
                                           activation="silu", angles=(halfcheetah.PITCH,), inside=True, walls=False,
                                           precision="bfloat16",
-                                          adam=AdamConfig(epochs=12, batch=512, learning_rate=3e-3),
-                                          multistep=MultiStep(horizon=25, updates=1600)),
+                                          adam=AdamConfig(epochs=24, batch=512, learning_rate=3e-3),
+                                          multistep=MultiStep(horizon=25, updates=1600, learning_rate=3e-4)),
 }
 
 
