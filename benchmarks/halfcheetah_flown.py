@@ -2,10 +2,11 @@
 
     python benchmarks/halfcheetah_flown.py OUT
 
-Takes simulators that ``halfcheetah_planning.py OUT`` trained from `random` data, or trains them. Two of them plan in the true
-environment, for the agents that are not tested. Then each predicts the steps that were flown: one step, in deviations of a
-logged step (root mean square over dimensions), and the speed over 20 steps that are fed on themselves. Prints Markdown and adds
-to results/halfcheetah_flown.csv; rows found there are not run again.
+Takes simulators that ``halfcheetah_planning.py OUT --base "two modes"`` trained from `random` data, or trains them. They are
+named as there, so that "best" has two modes. Two of them plan in the true environment, for the agents that are not tested. Then
+each predicts the steps that were flown: one step, in deviations of a logged step (root mean square over dimensions), and the
+speed over 20 steps that are fed on themselves. Prints Markdown and adds to results/halfcheetah_flown.csv; rows found there are
+not run again.
 """
 
 import argparse
@@ -38,8 +39,8 @@ def main() -> None:
     train.make_data(out, cell, lambda what, share: None)
     logs = pieces.load_data(out, cell).transitions()
     unit = (logs.next_state - logs.state).std(0).numpy()
-    named = variants(pieces.learning(cell), pieces.learning(replace(cell, method="e-pets")))
-    models = {name: simulators(out, cell, name, named[name]) for name in JUDGED}
+    named = variants(pieces.learning(cell), pieces.learning(replace(cell, method="e-pets")), "two modes")
+    models = {name: simulators(out, cell, named[name]) for name in JUDGED}
     covariates, rows = data.agents(short, 500, seed=0)[AGENTS], done(RESULTS)
     for pilot in FLYING:
         if all(any({"flown by": pilot, "simulators": name}.items() <= row.items() for row in rows) for name in JUDGED):

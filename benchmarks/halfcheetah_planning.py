@@ -2,14 +2,17 @@
 
     python benchmarks/halfcheetah_planning.py OUT [--dataset random] [--steps 150] [--only price]
     python benchmarks/halfcheetah_planning.py OUT --dataset random-of-25      # simulators of few agents
+    python benchmarks/halfcheetah_planning.py OUT --base "two modes"          # about the settings before these
 
 Trains simulators in OUT, or takes those that are there, and plans in them for a few agents other than the five test agents, in
-the true environment. Each row changes a setting of the benchmark's ("best"), of the planner or of training (of joint modes
-several), or takes another method's simulators. Prints Markdown and adds to results/halfcheetah_planning.csv; rows found there
-are not run again.
+the true environment. Each row changes a setting of the planner or of training, or takes another method's simulators. What is
+changed ("base") is the benchmark's, which has one mode of state and action, or what was that before, with two modes; "best" is
+that itself. Other methods are among the rows of two modes. Prints Markdown and adds to results/halfcheetah_planning.csv; rows
+found there are not run again.
 """
 
 import argparse
+import hashlib
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -41,11 +44,39 @@ class Variant:
     frozen: bool = False                       # agents are known by their logs' mean context, not by their last steps
 
 
-def variants(learning: PerSimConfig, epets: EPETSConfig) -> dict[str, Variant]:
+def two_modes(learning: PerSimConfig) -> PerSimConfig:
+    """The benchmark's settings before it had one mode of state and action."""
+    return replace(learning, joint=False, state_hidden=(256, 256), action_hidden=(64,),
+                   adam=replace(learning.adam, epochs=learning.adam.epochs // 2),
+                   multistep=replace(learning.multistep, learning_rate=1e-3))
+
+
+def variants(learning: PerSimConfig, epets: EPETSConfig, base: str) -> dict[str, Variant]:
     """By what is changed. learning, epets: the benchmark's, for this data set."""
+    own = two_modes(learning) if base == "two modes" else None
+    trained = two_modes_variants(own) if own else one_mode_variants(learning)
+    return {
+        "best": Variant(learning=own),
+        **{f"weight {w:g}": Variant(weight=w, learning=own) for w in (0.0, 0.5, 1.0, 4.0)},
+        **{name: Variant(planning, learning=own) for name, planning in planned().items()},
+        **{name: Variant(learning=config) for name, config in trained.items()},
+        **(others(epets) if own else {}),
+    }
+
+
+def others(epets: EPETSConfig) -> dict[str, Variant]:
+    """Other methods' simulators, which have no base."""
+    return {
+        **{method: Variant(method=method) for method in ("vanilla-cadm", "pe-ts-cadm", "e-pets")},
+        "pe-ts-cadm, one context for each agent": Variant(method="pe-ts-cadm", frozen=True),
+        "e-pets, 5 x 200": Variant(learning=replace(epets, hidden=(200,) * 5), method="e-pets"),
+    }
+
+
+def planned() -> dict[str, cases.Planning]:
     best = cases.PLANNING["best", NAME]
-    search, adam, multistep = best.planner, learning.adam, learning.multistep
-    plans = {
+    search = best.planner
+    return {
         **{f"price {p:g}": replace(best, price=p) for p in (0.0, 0.3, 3.0, 10.0)},
         **{f"colour {c:g}": replace(best, planner=replace(search, colour=c)) for c in (0.0, 0.5, 1.5)},
         **{f"horizon {h}": replace(best, planner=replace(search, horizon=h)) for h in (10, 15, 30)},
@@ -53,29 +84,34 @@ def variants(learning: PerSimConfig, epets: EPETSConfig) -> dict[str, Variant]:
         "5 rounds": replace(best, planner=replace(search, rounds=5)),
         "the paper's CEM": replace(best, planner=CEMConfig(horizon=search.horizon)),
     }
-    trained = {
+
+
+def one_mode_variants(learning: PerSimConfig) -> dict[str, PerSimConfig]:
+    adam, multistep = learning.adam, learning.multistep
+    return {
+        **{f"rank {rank}": replace(learning, rank=rank) for rank in (10, 25)},
+        **{name: replace(learning, members=members) for name, members in (("one member", 1), ("5 members", 5))},
+        "half the epochs": replace(learning, adam=replace(adam, epochs=max(1, adam.epochs // 2))),
+        "multi-step at a rate of 0.001": replace(learning, multistep=replace(multistep, learning_rate=1e-3)),
+        "no multi-step training": replace(learning, multistep=None),
+    }
+
+
+def two_modes_variants(learning: PerSimConfig) -> dict[str, PerSimConfig]:
+    adam, multistep = learning.adam, learning.multistep
+    longer = replace(learning, joint=True, adam=replace(adam, epochs=2 * adam.epochs))
+    return {
         **{f"rank {rank}": replace(learning, rank=rank) for rank in (10, 25)},
         "5 members": replace(learning, members=5),
         "2 x 128": replace(learning, state_hidden=(128, 128)),
         "a quarter of the epochs": replace(learning, adam=replace(adam, epochs=max(1, adam.epochs // 4))),
         "no multi-step training": replace(learning, multistep=None),
+        "3 times the multi-step updates": replace(learning, multistep=replace(multistep, updates=3 * multistep.updates)),
         "joint, 4 x 200": replace(learning, joint=True, state_hidden=(200,) * 4),
         **{f"joint, {layers} x 200, one-step training alone, twice the epochs": replace(
-            learning, joint=True, state_hidden=(200,) * layers, multistep=None, adam=replace(adam, epochs=2 * adam.epochs))
-           for layers in (4, 5, 6)},
+            longer, state_hidden=(200,) * layers, multistep=None) for layers in (4, 5, 6)},
         "joint, 5 x 200, twice the epochs, multi-step at a rate of 0.0003": replace(
-            learning, joint=True, state_hidden=(200,) * 5, adam=replace(adam, epochs=2 * adam.epochs),
-            multistep=replace(multistep, learning_rate=3e-4)),
-        "3 times the multi-step updates": replace(learning, multistep=replace(multistep, updates=3 * multistep.updates)),
-    }
-    return {
-        "best": Variant(),
-        **{f"weight {w:g}": Variant(weight=w) for w in (0.0, 0.5, 1.0, 4.0)},
-        **{name: Variant(planning) for name, planning in plans.items()},
-        **{name: Variant(learning=config) for name, config in trained.items()},
-        **{method: Variant(method=method) for method in ("vanilla-cadm", "pe-ts-cadm", "e-pets")},
-        "pe-ts-cadm, one context for each agent": Variant(method="pe-ts-cadm", frozen=True),
-        "e-pets, 5 x 200": Variant(learning=replace(epets, hidden=(200,) * 5), method="e-pets"),
+            longer, state_hidden=(200,) * 5, multistep=replace(multistep, learning_rate=3e-4)),
     }
 
 
@@ -83,14 +119,15 @@ def say(what: str, share: float) -> None:
     print(f"{what}: {share:.0%}", file=sys.stderr, flush=True)
 
 
-def simulators(out: Path, cell: Cell, name: str, variant: Variant) -> DynamicsModel:
+def simulators(out: Path, cell: Cell, variant: Variant) -> DynamicsModel:
     """Those of a variant, trained unless they are there."""
     cell = replace(cell, method=variant.method)
     if variant.learning is None:
         train.train(out, cell, "cpu", say)
         model = baselines.planned(cell, pieces.load_model(out, cell))
         return OneContext(model, pieces.load_data(out, cell)) if variant.frozen else model
-    path = out / f"{cell.dataset}-{name.replace(',', '').replace(' ', '-')}.safetensors"
+    trained_as = hashlib.sha256(repr(variant.learning).encode()).hexdigest()[:12]
+    path = out / f"{cell.dataset}-{cell.method}-{trained_as}.safetensors"
     if not path.exists():
         agents = baselines.budget_of(cell).agents
         fit = fit_persim if cell.method == "persim" else fit_epets
@@ -124,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--dataset", default="random", choices=cases.DATASETS)
+    parser.add_argument("--base", default="one mode", choices=("one mode", "two modes"))
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--only", default="", help="only variants with this in their name")
     options = parser.parse_args()
@@ -133,13 +171,13 @@ def main() -> None:
     train.train(options.out, replace(cell, method="cloned"), "cpu", say)
     guide, covariates = pieces.load_clone(options.out, cell), data.agents(environment, 500, seed=0)
     path = Path("results/halfcheetah_planning.csv")
-    rows = done(path)
+    rows = [{"base": "two modes", **row} for row in done(path)]      # rows without it are older
     epets = pieces.learning(replace(cell, method="e-pets"))
-    for name, variant in variants(pieces.learning(cell), epets).items():
-        key = {"dataset": options.dataset, "variant": name, "steps": str(options.steps)}
+    for name, variant in variants(pieces.learning(cell), epets, options.base).items():
+        key = {"base": options.base, "dataset": options.dataset, "variant": name, "steps": str(options.steps)}
         if options.only not in name or any(key.items() <= row.items() for row in rows):
             continue
-        model = simulators(options.out, cell, name, variant)
+        model = simulators(options.out, cell, variant)
         policy = cases.planning_policy("best", environment, model, guide, variant.planning)
         policy.score = upright(environment, variant.weight)
         began = time.process_time()

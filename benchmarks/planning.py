@@ -25,7 +25,7 @@ from lowrank_rl.nets import Mlp
 from lowrank_rl.rl import data, unroll
 from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.contracts import EpisodeView, fresh_view
-from lowrank_rl.rl.models.persim import ACTION, STATE, Exact, PerSim, PerSimConfig, fit_persim
+from lowrank_rl.rl.models.persim import STATE, Exact, PerSim, PerSimConfig, fit_persim
 from lowrank_rl.rl.plan import CEMConfig, ICEMConfig, ShootingConfig
 from lowrank_rl.rl.policies.mpc import MPC
 from lowrank_rl.rl.policies.uniform import Uniform
@@ -83,11 +83,14 @@ def simulators(name: str, config: PerSimConfig, seed: int) -> PerSim:
 
 def operations(model: PerSim) -> float:
     """Additions and multiplications that one step of one plan in one member needs, once the agent is folded in."""
-    state, action = (model.module.modes[k] for k in (STATE, ACTION))
+    _, state, *acted = model.module.modes
     D, R = model.module.outputs, model.module.rank
     if isinstance(state, Mlp):
-        if isinstance(action, Mlp):
-            products = sum(layer.weight[0].numel() for network in (state, action) for layer in network.layers)
+        if model.joint:
+            *inner, last = state.layers
+            return 2 * (sum(layer.weight[0].numel() for layer in inner) + last.weight.shape[1] * D)
+        if isinstance(acted[0], Mlp):
+            products = sum(layer.weight[0].numel() for network in (state, *acted) for layer in network.layers)
             return 2 * (products + D * R)
         hidden = state.layers[0].weight.shape[2]
         return 2 * hidden * 2 * D

@@ -20,7 +20,7 @@ from lowrank_rl import rng
 from lowrank_rl.rl import data
 from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.contracts import EpisodeView, fresh_view
-from lowrank_rl.rl.models.persim import ACTION, STATE, PerSim, fit_persim
+from lowrank_rl.rl.models.persim import PerSim, fit_persim
 from lowrank_rl.rl.policies.uniform import Uniform
 
 ENVIRONMENT = cases.ENVIRONMENTS["halfcheetah"]
@@ -37,8 +37,8 @@ def trained(agents: int, epochs: int, seed: int) -> tuple[PerSim, EpisodeView]:
 
 
 def set_precision(model: PerSim, precision: str) -> None:
-    for mode in (STATE, ACTION):
-        model.module.modes[mode].precision = precision
+    for mode in model.module.modes[1:]:
+        mode.precision = precision
 
 
 def main(states: int = 40, agents: int = 60, epochs: int = 8, seed: int = 0, threads: int = 1, note: str = "",

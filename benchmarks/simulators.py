@@ -34,11 +34,12 @@ def variants(name: str) -> dict[str, PerSimConfig]:
     """Settings by what is changed from the first."""
     best, paper = cases.LEARNING["best", name], cases.LEARNING["paper", name]
     if name == "halfcheetah":
-        base = replace(best, members=1, adam=replace(best.adam, epochs=6), multistep=replace(best.multistep, updates=400))
+        base = replace(best, members=1, joint=False, state_hidden=(256, 256), action_hidden=(64,),
+                       adam=replace(best.adam, epochs=6), multistep=replace(best.multistep, updates=400, learning_rate=1e-3))
         one_step = replace(base, adam=replace(best.adam, epochs=12), multistep=None)
         four, five = ({"joint": True, "state_hidden": (200,) * layers} for layers in (4, 5))
         return {
-            "best, one member, 6 epochs and 400 updates": base,
+            "two modes, one member, 6 epochs and 400 updates": base,
             "three members": replace(base, members=3),
             "12 epochs of one-step training alone": one_step,
             "that with raw angles": replace(one_step, angles=()),

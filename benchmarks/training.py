@@ -20,7 +20,7 @@ from lowrank_rl.rl import data
 from lowrank_rl.rl.bench import cases
 from lowrank_rl.rl.contracts import Transitions
 from lowrank_rl.rl.models.multistep import TOLD
-from lowrank_rl.rl.models.persim import ACTION, STATE, PerSim, PerSimConfig, fit_persim
+from lowrank_rl.rl.models.persim import STATE, PerSim, PerSimConfig, fit_persim
 from lowrank_rl.rl.policies.uniform import Uniform
 
 AGENTS = 500     # of the paper's data sets
@@ -34,8 +34,7 @@ def logs(name: str, agents: int, seed: int) -> Transitions:
 
 def operations(model: PerSim) -> float:
     """Additions and multiplications of one entry in one member: products forwards, and twice that backwards."""
-    networks = (model.module.modes[k] for k in (STATE, ACTION))
-    products = sum(layer.weight[0].numel() for network in networks for layer in getattr(network, "layers", ()))
+    products = sum(layer.weight[0].numel() for network in model.module.modes[1:] for layer in getattr(network, "layers", ()))
     return 3 * 2 * (products + model.module.outputs * model.module.rank)
 
 
