@@ -76,6 +76,12 @@ def device(name: str) -> str:
     return name
 
 
+def file(path: Path, what: str) -> None:
+    """Refuse a path that is not a file's, where ``what`` is to be read."""
+    if not path.is_file():
+        raise ValueError(f"{path}: expected {what}, got {'a folder' if path.is_dir() else 'no such file'}")
+
+
 def writable_folder(path: Path) -> Path:
     """The folder, made if missing; refuses one that cannot be written."""
     try:

@@ -172,8 +172,7 @@ def load(path: str | Path) -> Episodes:
         ValueError: no such file, corrupt or truncated, another schema, arrays that disagree, NaN or Inf.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a data set, got no such file")
+    check.file(path, "a data set")
     try:
         with zipfile.ZipFile(path) as archive:
             header = json.loads(archive.read("header.json"))

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lowrank_rl import check
 from lowrank_rl.files import whole
 
 SCHEMA = 1
@@ -41,8 +42,7 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict]:
         ValueError: no such file, not a file of this kind or schema, or a corrupt or truncated one.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a saved {kind}, got no such file")
+    check.file(path, f"a saved {kind}")
     try:
         with safe_open(path, "pt") as file:
             meta = file.metadata() or {}

@@ -405,8 +405,7 @@ def _pyarrow() -> tuple[Any, Any]:
 def _row_groups(path: Path, names: Mapping[str, str]) -> Iterator[Any]:
     """The named columns of each row group, as pyarrow Tables without nulls."""
     arrow, parquet = _pyarrow()
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a parquet file, got no such file")
+    check.file(path, "a parquet file")
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             for name in names:

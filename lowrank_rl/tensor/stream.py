@@ -397,8 +397,7 @@ def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     if not paths:
         raise ValueError(f"path: expected at least one parquet file, got {path!r}")
     for one in paths:
-        if not one.is_file():
-            raise ValueError(f"{one}: expected a parquet file, got no such file")
+        check.file(one, "a parquet file")
     return [one.resolve() for one in paths]
 
 

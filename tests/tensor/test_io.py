@@ -183,8 +183,9 @@ def test_a_model_file_with_missing_parts_is_refused(tmp_path):
 
 
 def test_no_file_is_said_as_such(tmp_path):
-    for path in (tmp_path / "none", tmp_path, tmp_path / "none" / "below"):
-        with pytest.raises(ValueError, match=f"{path.name}: expected a saved FunctionalCP, got no such file"):
+    none = tmp_path / "none"
+    for path, got in ((none, "no such file"), (none / "below", "no such file"), (tmp_path, "a folder")):
+        with pytest.raises(ValueError, match=f"{path.name}: expected a saved FunctionalCP, got {got}"):
             FunctionalCP.load(path)
 
 

@@ -432,8 +432,8 @@ def test_what_is_said_about_parquet_files(parquet_file, tmp_path, monkeypatch):
     (tmp_path / "half").write_bytes(parquet_file.read_bytes()[:-20])
     with pytest.raises(ValueError, match="half: expected a parquet file, got a corrupt or truncated one"):
         Observed.from_parquet(tmp_path / "half", MODES, "effect")
-    for path in (tmp_path / "none", tmp_path):
-        with pytest.raises(ValueError, match=f"{path.name}: expected a parquet file, got no such file"):
+    for path, got in ((tmp_path / "none", "no such file"), (tmp_path, "a folder")):
+        with pytest.raises(ValueError, match=f"{path.name}: expected a parquet file, got {got}"):
             Observed.from_parquet(path, MODES, "effect")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ValueError, match=r"expected the package pyarrow, got none; .* pip install 'lowrank_rl\[table\]'"):

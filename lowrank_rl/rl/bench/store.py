@@ -153,6 +153,8 @@ class Store:
             odd |= {"returns"}
         if values.get("status") not in ("done", "failed"):
             odd |= {"status"}
+        if values.get("status") == "done" and not values.get("returns"):
+            odd |= {"returns"}
         if schema != SCHEMA or odd:
             raise ValueError(f"{self.path}, line {number}: expected a record of schema {SCHEMA}, got schema {schema!r} with "
                              f"fields {sorted(odd)} odd; use another --out")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lowrank_rl import check
 from lowrank_rl.files import whole
 from lowrank_rl.rl.contracts import Box, Discrete, Environment
 from lowrank_rl.rl.data import Episodes, check_episodes
@@ -160,8 +161,7 @@ def from_parquet(path: str | Path, columns: Columns | None = None, *, environmen
         ValueError: as ``from_frame``; or no such file, a corrupt or truncated one, or no pandas with pyarrow.
     """
     path, pandas = Path(path), _pandas()
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a parquet file, got no such file")
+    check.file(path, "a parquet file")
     try:
         frame = pandas.read_parquet(path, engine="pyarrow", page_checksum_verification=True, partitioning=None)
     except (OSError, ValueError, LookupError, TypeError, NotImplementedError) as error:     # pyarrow's own are such

@@ -24,7 +24,7 @@ name = st.text(max_size=8)              # with newlines, quotes, NUL and lone su
 cells = st.builds(Cell, name, name, name, st.integers(1, 5), st.integers(0, 9), name, name)
 settings_dict = st.dictionaries(name, st.one_of(st.none(), st.booleans(), st.integers(), number, name), max_size=3)
 records = st.builds(
-    Record, cells, st.sampled_from(["done", "failed"]), message=st.text(), returns=st.lists(number, max_size=3),
+    Record, cells, st.sampled_from(["done", "failed"]), message=st.text(), returns=st.lists(number, min_size=1, max_size=3),
     lengths=st.lists(st.integers(0, 1000), max_size=3), rmse=st.none() | number, r2=st.none() | number,
     error_episodes=st.integers(0, 200), error_by_step=st.lists(st.none() | number, max_size=3), non_finite=st.integers(0, 9),
     config=settings_dict, training=settings_dict, commit=name, versions=settings_dict, device=name, seconds=number)
@@ -51,7 +51,7 @@ def test_nothing_there_is_no_record(tmp_path):
 def test_several_at_once_are_one_write(tmp_path, monkeypatch):
     store, synced = Store(tmp_path), []
     monkeypatch.setattr(os, "fsync", synced.append)
-    store.extend(Record(replace(CELL, seed=i), "done") for i in range(20))
+    store.extend(Record(replace(CELL, seed=i), "done", returns=[0.0]) for i in range(20))
     assert len(synced) == 1
     assert [cell.seed for cell in store.load()] == list(range(20))
     store.extend([])
@@ -65,14 +65,14 @@ def test_a_cut_line_of_any_length_behind_many(tmp_path, size):
     store.extend(Record(replace(CELL, seed=i), "failed", message="m" * 1000) for i in range(100))
     whole = store.path.read_bytes()
     store.path.write_bytes(whole + b"x" * size)
-    store.append(Record(OTHER, "done"))
-    assert store.path.read_bytes() == whole + line(Record(OTHER, "done"))
+    store.append(Record(OTHER, "done", returns=[0.0]))
+    assert store.path.read_bytes() == whole + line(Record(OTHER, "done", returns=[0.0]))
 
 
 def test_equal_settings_are_kept_once_and_others_apart(tmp_path):
     store = Store(tmp_path)
     for seed, config in enumerate([{"a": 1}, {"a": 1}, {"a": True}, {"a": 1.0}]):
-        store.append(Record(replace(CELL, seed=seed), "done", config=config))
+        store.append(Record(replace(CELL, seed=seed), "done", returns=[0.0], config=config))
     one, same, true, real = (record.config["a"] for record in store.load().values())
     assert [type(x) for x in (one, same, true, real)] == [int, int, bool, float]
     first, second, *_ = store.load().values()
@@ -81,7 +81,8 @@ def test_equal_settings_are_kept_once_and_others_apart(tmp_path):
 
 def test_settings_are_found_in_lines_of_any_order(tmp_path):
     """Of other writers too, where what looks like the settings of the line before stands within something else."""
-    first = Record(CELL, "done", message='a quote, "config": {"a": 1}, "training": ', config={"a": 1}, training={"b": 2})
+    first = Record(CELL, "done", returns=[0.0], message='a quote, "config": {"a": 1}, "training": ',
+                   config={"a": 1}, training={"b": 2})
     inner = replace(first, cell=OTHER, config={"a": 3}, training={"x": 0, "config": {"a": 1}, "training": 5})
     values = asdict(inner)
     turned = {name: values[name] for name in ("cell", "training", *(set(values) - {"cell", "training"}))}
@@ -93,16 +94,17 @@ def test_settings_are_found_in_lines_of_any_order(tmp_path):
 
 def test_newest_record_of_a_cell_wins(tmp_path):
     store = Store(tmp_path)
-    for record in (Record(CELL, "failed", message="memory"), Record(OTHER, "done"), Record(CELL, "done", returns=[1.0])):
+    for record in (Record(CELL, "failed", message="memory"), Record(OTHER, "done", returns=[0.0]),
+                   Record(CELL, "done", returns=[1.0])):
         store.append(record)
-    assert store.load() == {CELL: Record(CELL, "done", returns=[1.0]), OTHER: Record(OTHER, "done")}
+    assert store.load() == {CELL: Record(CELL, "done", returns=[1.0]), OTHER: Record(OTHER, "done", returns=[0.0])}
 
 
 def test_cells_differ_by_budget_and_settings(tmp_path):
     store = Store(tmp_path)
     mine = [CELL, replace(CELL, budget="paper"), replace(CELL, settings="paper")]
     for cell in mine:
-        store.append(Record(cell, "done"))
+        store.append(Record(cell, "done", returns=[0.0]))
     assert list(store.load()) == mine
 
 
@@ -115,7 +117,7 @@ def test_not_a_number_survives(tmp_path):
 
 def test_a_cut_last_line_loses_only_its_own_record(tmp_path):
     """A kill can stop the writing at any byte."""
-    store, first, last = Store(tmp_path), Record(CELL, "done", returns=[1.5]), Record(OTHER, "done")
+    store, first, last = Store(tmp_path), Record(CELL, "done", returns=[1.5]), Record(OTHER, "done", returns=[0.0])
     whole, cut = line(first), line(last)
     for size in range(len(cut)):
         store.path.write_bytes(whole + cut[:size])
@@ -128,13 +130,13 @@ def test_a_cut_last_line_loses_only_its_own_record(tmp_path):
 
 def test_a_cut_first_line_is_no_record(tmp_path):
     store = Store(tmp_path)
-    store.path.write_bytes(line(Record(CELL, "done"))[:-1])
+    store.path.write_bytes(line(Record(CELL, "done", returns=[0.0]))[:-1])
     assert store.load() == {}
-    store.append(Record(OTHER, "done"))
-    assert store.load() == {OTHER: Record(OTHER, "done")}
+    store.append(Record(OTHER, "done", returns=[0.0]))
+    assert store.load() == {OTHER: Record(OTHER, "done", returns=[0.0])}
 
 
-GOOD = Record(CELL, "done")
+GOOD = Record(CELL, "done", returns=[0.0])
 
 
 @pytest.mark.parametrize(("bad", "words"), [
@@ -161,12 +163,13 @@ GOOD = Record(CELL, "done")
     (line(GOOD, returns="abc"), r"line 2: .*\['returns'\] odd"),
     (line(GOOD, returns=["a"]), r"line 2: .*\['returns'\] odd"),
     (line(GOOD, returns=None), r"line 2: .*\['returns'\] odd"),
+    (line(GOOD, returns=[]), r"line 2: .*\['returns'\] odd"),
     (line(GOOD, rmse="x"), r"line 2: .*\['rmse'\] odd"),
     (line(GOOD, status="weird"), r"line 2: .*\['status'\] odd"),
 ])
 def test_a_bad_line_in_the_middle_is_refused_and_kept(tmp_path, bad, words):
     store = Store(tmp_path)
-    content = line(Record(OTHER, "done")) + bad + line(GOOD)
+    content = line(Record(OTHER, "done", returns=[0.0])) + bad + line(GOOD)
     store.path.write_bytes(content)
     with pytest.raises(ValueError, match=words) as caught:
         store.load()
@@ -210,9 +213,9 @@ def test_no_way_to_sync_leaves_the_earlier_bytes(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(ValueError, match="expected a file that can be written, got 'No space left on device'; earlier"):
-            store.append(Record(OTHER, "done"))
+            store.append(Record(OTHER, "done", returns=[0.0]))
     assert store.path.read_bytes() == before
-    store.append(Record(OTHER, "done"))
+    store.append(Record(OTHER, "done", returns=[0.0]))
     assert set(store.load()) == {CELL, OTHER}
 
 
@@ -227,7 +230,8 @@ def test_a_real_limit_in_the_middle_of_a_line_leaves_the_earlier_bytes(tmp_path)
         from lowrank_rl.rl.bench.store import Cell, Record, Store
         resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 100}, resource.RLIM_INFINITY))
         try:
-            Store(Path({str(tmp_path)!r})).append(Record(Cell("cartpole", "random", "persim", 2, 0, "best", "quick"), "done"))
+            cell = Cell("cartpole", "random", "persim", 2, 0, "best", "quick")
+            Store(Path({str(tmp_path)!r})).append(Record(cell, "done", returns=[0.0]))
         except ValueError as error:
             print(error)
     """
