@@ -149,3 +149,21 @@ class Policy(Protocol):
 
     def act(self, view: EpisodeView, *, generators: list[torch.Generator]) -> Tensor:
         """(B, A), inside the action bounds. One generator per row of the view."""
+
+
+MODEL = ("members", "past", "context", "rollout")      # what is asked of a DynamicsModel that predicts episodes
+POLICY = ("past", "reset", "act")                      # and of a Policy
+
+
+def keeps(name: str, value: object, promised: tuple[str, ...]) -> None:
+    """Refuse a model or policy that lacks something its contract promises.
+
+    Raises:
+        ValueError: all that is missing.
+    """
+    missing = [one for one in promised if not hasattr(value, one)]
+    if missing:
+        kind = f"the class {value.__name__} itself" if isinstance(value, type) else type(value).__name__
+        remedy = "past = 0, if it needs no past steps" if missing == ["past"] else "them"
+        raise ValueError(f"{name}: expected one with {', '.join(promised)} (contracts.py), got {kind} without "
+                         f"{', '.join(missing)}; add {remedy}")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lowrank_rl import check, rng
 from lowrank_rl.files import whole
-from lowrank_rl.rl.contracts import Box, Environment, EpisodeView, Experience, Policy, Transitions
+from lowrank_rl.rl.contracts import POLICY, Box, Environment, EpisodeView, Experience, Policy, Transitions, keeps
 
 SCHEMA = 1
 _FORM = {"covariates": (2, "f"), "agent": (1, "i"), "start": (1, "i"), "state": (2, "f"), "last_state": (2, "f"),
@@ -80,8 +80,7 @@ def agents(environment: Environment, count: int, *, seed: int) -> Tensor:
 
 @torch.no_grad()
 def collect(environment: Environment, covariates: Tensor, agent: Tensor, policy: Policy, *, seed: int, what: str,
-            max_steps: int | None = None, past: int = 0,
-            progress: Callable[[int, int], None] | None = None) -> Episodes:
+            max_steps: int | None = None, progress: Callable[[int, int], None] | None = None) -> Episodes:
     """Run one episode per row in the true environment, all in lockstep.
 
     Each episode draws from its own stream (seed, environment, ``what``, agent, how many episodes of that agent came
@@ -89,14 +88,16 @@ def collect(environment: Environment, covariates: Tensor, agent: Tensor, policy:
 
     Args:
         covariates: (B, E) of each episode's agent. agent: (B,) its number, which is all the policy sees of it.
+        policy: it is shown its ``past`` steps.
         what: names the purpose, part of the random streams and of the saved description.
         max_steps: truncation; the environment's own limit by default.
-        past: K, how many past steps the policy is shown.
         progress: called with (steps done, step limit) now and then.
 
     Raises:
-        ValueError: shapes that disagree, an action outside the bounds, or a simulation that diverged (NaN).
+        ValueError: a policy without what its contract promises, shapes that disagree, an action outside the bounds, or a
+            simulation that diverged (NaN).
     """
+    keeps("policy", policy, POLICY)
     covariates, agent = (torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in (covariates, agent))
     sizes = check.shapes(covariates=(covariates, "B E"), agent=(agent, "B"))
     if sizes["E"] != len(environment.covariate_names):
@@ -110,7 +111,7 @@ def collect(environment: Environment, covariates: Tensor, agent: Tensor, policy:
     length, terminated = torch.full((B,), limit), torch.zeros(B, dtype=torch.bool)
     policy.reset(agent)
     for t in range(limit):
-        view = _view(environment, rows, agent, states, actions, past)
+        view = _view(environment, rows, agent, states, actions, policy.past)
         chosen = policy.act(view, generators=[generators[i] for i in rows.tolist()])
         environment.actions.check(chosen, len(rows))
         action = torch.zeros((B, chosen.shape[1]), dtype=chosen.dtype)

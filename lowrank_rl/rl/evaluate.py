@@ -9,13 +9,11 @@ from sklearn.metrics import r2_score
 from torch import Tensor
 
 from lowrank_rl import check
-from lowrank_rl.rl.contracts import DynamicsModel, Environment, EpisodeView, Policy
+from lowrank_rl.rl.contracts import MODEL, DynamicsModel, Environment, EpisodeView, Policy, keeps
 from lowrank_rl.rl.data import Episodes, collect
 
 BURN_IN = 10     # real steps before a prediction starts
 WINDOW = 51      # predicted states: indices 10..60 of an episode
-MODEL = ("members", "past", "context", "rollout")      # what is asked of a DynamicsModel here
-POLICY = ("past", "reset", "act")                      # and of a Policy
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,6 @@ def prediction_error(environment: Environment, model: DynamicsModel, covariates:
             prediction that is NaN or Inf.
     """
     keeps("model", model, MODEL)
-    keeps("policy", policy, POLICY[1:])
     agent = _rows(covariates, agents, episodes)
     steps = BURN_IN + WINDOW - 1
     real = collect(environment, covariates[agent], agent, policy, seed=seed, what="prediction-test", max_steps=steps)
@@ -77,25 +74,10 @@ def returns(environment: Environment, policy: Policy, covariates: Tensor, agents
     Raises:
         ValueError: a policy without what its contract promises, unknown agents, an action outside the bounds.
     """
-    keeps("policy", policy, POLICY)
     agent = _rows(covariates, agents, episodes)
     real = collect(environment, covariates[agent], agent, policy, seed=seed, what="return-test", max_steps=max_steps,
-                   past=policy.past, progress=progress)
+                   progress=progress)
     return real.returns.reshape(len(agents), episodes), real
-
-
-def keeps(name: str, value: object, promised: tuple[str, ...]) -> None:
-    """Refuse a model or policy that lacks something its contract promises.
-
-    Raises:
-        ValueError: all that is missing.
-    """
-    missing = [one for one in promised if not hasattr(value, one)]
-    if missing:
-        kind = f"the class {value.__name__} itself" if isinstance(value, type) else type(value).__name__
-        remedy = "past = 0, if it needs no past steps" if missing == ["past"] else "them"
-        raise ValueError(f"{name}: expected one with {', '.join(promised)} (contracts.py), got {kind} without "
-                         f"{', '.join(missing)}; add {remedy}")
 
 
 def _view_before(agent: Tensor, state: Tensor, action: Tensor, first: Tensor, past: int) -> EpisodeView:

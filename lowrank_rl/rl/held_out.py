@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from lowrank_rl import check
-from lowrank_rl.rl.contracts import DynamicsModel, EpisodeView
+from lowrank_rl.rl.contracts import MODEL, DynamicsModel, EpisodeView, keeps
 from lowrank_rl.rl.data import Episodes
-from lowrank_rl.rl.evaluate import MODEL, keeps
 
 CHUNK = 4096      # stretches that are predicted at once
 

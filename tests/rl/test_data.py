@@ -35,6 +35,7 @@ WALK = Environment(
 
 class Script:
     """Plays given actions, one row per episode, and keeps the views it was shown."""
+    past = 0
 
     def __init__(self, actions):
         self.actions, self.views = actions, []
@@ -57,6 +58,10 @@ class Always(Script):
 
 class Noting(Uniform):
     """Uniform, and keeps its views."""
+
+    def __init__(self, actions, past):
+        super().__init__(actions)
+        object.__setattr__(self, "past", past)
 
     def reset(self, agent):
         object.__setattr__(self, "views", [])
@@ -192,9 +197,9 @@ def test_repeated_episodes_of_an_agent_differ_and_the_seed_matters():
 @pytest.mark.parametrize("past", [0, 1, 4])
 @pytest.mark.parametrize("actions", [Discrete(3), Box(0.0, 2.0, 3)])
 def test_a_policy_is_shown_what_really_happened(past, actions):
-    environment, policy = replace(WALK, actions=actions, max_steps=12), Noting(actions)
+    environment, policy = replace(WALK, actions=actions, max_steps=12), Noting(actions, past)
     covariates = gains(0.3, 1, 4, 0.1)
-    episodes = collect(environment, covariates, torch.arange(4) + 10, policy, seed=0, what="test", past=past)
+    episodes = collect(environment, covariates, torch.arange(4) + 10, policy, seed=0, what="test")
     assert len(set(episodes.lengths.tolist())) > 2
     for t, view in enumerate(policy.views):
         assert view.episode.tolist() == np.flatnonzero(episodes.lengths > t).tolist()
