@@ -86,7 +86,7 @@ def test_more_agents_than_the_budget_has_are_those_of_the_budget():
     assert settings_of(few) == settings_of(replace(few, dataset="random"))
 
 
-@pytest.mark.parametrize(("settings", "epochs"), [("best", 6 * 20), ("paper", 150)])
+@pytest.mark.parametrize(("settings", "epochs"), [("best", 12 * 20), ("paper", 150)])
 def test_networks_of_few_logs_get_as_many_updates_in_our_settings(settings, epochs):
     few = Cell("halfcheetah", "random-of-25", "persim", 1, 0, settings, "small")
     whole, learned = pieces.learning(replace(few, dataset="random")), pieces.learning(few)
