@@ -104,7 +104,7 @@ LEARNING = {
     ("best", "mountaincar"): PerSimConfig(rank=3, members=1, exact=Exact(Spline(2, (32, 4)), ALSConfig(tol=0.008, spare=3))),
     ("best", "cartpole"): PerSimConfig(rank=5, members=1, exact=Exact(
         Polynomial(4, 3), ALSConfig(sweeps=100, regularization=1e-10, tol=0.01, spare=4))),
-    # what lowers the error of 50 steps on held-out tails of logs (docs/halfcheetah.md)
+    # by held-out tails of logs, and by plans for agents that are not tested (docs/halfcheetah.md)
     ("best", "halfcheetah"): PerSimConfig(rank=15, members=3, init="linear", joint=True, state_hidden=(200,) * 5,
                                           activation="silu", angles=(halfcheetah.PITCH,), inside=True, walls=False,
                                           precision="bfloat16",
