@@ -66,10 +66,12 @@ def variants(learning: PerSimConfig, epets: EPETSConfig, base: str) -> dict[str,
 
 def others(epets: EPETSConfig) -> dict[str, Variant]:
     """Other methods' simulators, which have no base."""
+    deeper = Variant(learning=replace(epets, hidden=(200,) * 5), method="e-pets")
     return {
         **{method: Variant(method=method) for method in ("vanilla-cadm", "pe-ts-cadm", "e-pets")},
         "pe-ts-cadm, one context for each agent": Variant(method="pe-ts-cadm", frozen=True),
-        "e-pets, 5 x 200": Variant(learning=replace(epets, hidden=(200,) * 5), method="e-pets"),
+        "e-pets, 5 x 200": deeper,
+        "e-pets, 5 x 200, no price": replace(deeper, planning=replace(cases.PLANNING["best", NAME], price=0.0)),
     }
 
 
