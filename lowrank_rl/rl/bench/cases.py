@@ -166,7 +166,7 @@ BUDGETS = {
     ("tiny", "halfcheetah"): Budget(8, 2, 0.02, 1, 1, 1, 2),
     ("quick", "mountaincar"): Budget(500, 5, 0.25, 1, 50, 3, None),
     ("quick", "cartpole"): Budget(500, 5, 0.3, 1, 50, 3, None),
-    ("quick", "halfcheetah"): Budget(200, 2, 0.2, 1, 20, 1, 100),
+    ("quick", "halfcheetah"): Budget(200, 2, 0.4, 1, 20, 1, 100),
     ("small", "mountaincar"): Budget(500, 5, 1.0, 3, 200, 20, None),
     ("small", "cartpole"): Budget(500, 5, 1.0, 3, 200, 20, None),
     ("small", "halfcheetah"): Budget(500, 5, 0.5, 3, 200, 3, None),
