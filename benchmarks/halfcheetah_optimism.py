@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lowrank_rl import rng
 from lowrank_rl.rl import data
-from lowrank_rl.rl.bench import cases, pieces, train
+from lowrank_rl.rl.bench import cases, train
 from lowrank_rl.rl.bench.store import Cell
 from lowrank_rl.rl.contracts import DynamicsModel, Environment, EpisodeView
 
@@ -63,7 +63,7 @@ def main() -> None:
     torch.set_num_threads(1)
     environment, cell = cases.ENVIRONMENTS[NAME], Cell(NAME, "random", "persim", 1, 0, "best", "small")
     train.make_data(out, cell, lambda what, share: None)
-    named = variants(pieces.learning(cell), pieces.learning(replace(cell, method="e-pets")), "two modes")
+    named = variants(cell, "two modes")
     covariates, rows = data.agents(environment, 500, seed=0), done(RESULTS)
     for name in JUDGED:
         if any(row["simulators"] == name for row in rows):

@@ -7,8 +7,8 @@
 Trains simulators in OUT, or takes those that are there, and plans in them for a few agents other than the five test agents, in
 the true environment. Each row changes a setting of the planner or of training, or takes another method's simulators. What is
 changed ("base") is the benchmark's, which has one mode of state and action, or what was that before, with two modes; "best" is
-that itself. Other methods are among the rows of two modes. Prints Markdown and adds to results/halfcheetah_planning.csv; rows
-found there are not run again.
+that itself. Other methods are among the rows of two modes, as they were trained then and ("today's") as they are now. Prints
+Markdown and adds to results/halfcheetah_planning.csv; rows found there are not run again.
 """
 
 import argparse
@@ -26,7 +26,8 @@ from lowrank_rl.rl import data, evaluate
 from lowrank_rl.rl.bench import baselines, cases, pieces, train
 from lowrank_rl.rl.bench.store import Cell
 from lowrank_rl.rl.contracts import DynamicsModel, EpisodeView
-from lowrank_rl.rl.models.epets import EPETS, EPETSConfig, fit_epets
+from lowrank_rl.rl.models.cadm import CaDMConfig
+from lowrank_rl.rl.models.epets import EPETSConfig
 from lowrank_rl.rl.models.persim import PerSim, PerSimConfig, fit_persim
 from lowrank_rl.rl.plan import CEMConfig
 from lowrank_rl.rl.score import upright
@@ -39,7 +40,7 @@ AGENTS = list(range(10, 16))      # test agents are 0 to 4
 class Variant:
     planning: cases.Planning = cases.PLANNING["best", NAME]
     weight: float = cases.UPRIGHT              # of standing upright
-    learning: PerSimConfig | EPETSConfig | None = None     # None: the benchmark's
+    learning: PerSimConfig | EPETSConfig | CaDMConfig | None = None     # None: the benchmark's
     method: str = "persim"                     # whose simulators
     frozen: bool = False                       # agents are known by their logs' mean context, not by their last steps
 
@@ -51,8 +52,9 @@ def two_modes(learning: PerSimConfig) -> PerSimConfig:
                    multistep=replace(learning.multistep, learning_rate=1e-3))
 
 
-def variants(learning: PerSimConfig, epets: EPETSConfig, base: str) -> dict[str, Variant]:
-    """By what is changed. learning, epets: the benchmark's, for this data set."""
+def variants(cell: Cell, base: str) -> dict[str, Variant]:
+    """By what is changed."""
+    learning = pieces.learning(cell)
     own = two_modes(learning) if base == "two modes" else None
     trained = two_modes_variants(own) if own else one_mode_variants(learning)
     return {
@@ -60,19 +62,28 @@ def variants(learning: PerSimConfig, epets: EPETSConfig, base: str) -> dict[str,
         **{f"weight {w:g}": Variant(weight=w, learning=own) for w in (0.0, 0.5, 1.0, 4.0)},
         **{name: Variant(planning, learning=own) for name, planning in planned().items()},
         **{name: Variant(learning=config) for name, config in trained.items()},
-        **(others(epets) if own else {}),
+        **(others(cell) if own else {}),
     }
 
 
-def others(epets: EPETSConfig) -> dict[str, Variant]:
+def others(cell: Cell) -> dict[str, Variant]:
     """Other methods' simulators, which have no base."""
-    deeper = Variant(learning=replace(epets, hidden=(200,) * 5), method="e-pets")
+    then = {name: before(pieces.learning(replace(cell, method=name))) for name in ("vanilla-cadm", "pe-ts-cadm", "e-pets")}
+    deeper = Variant(learning=replace(then["e-pets"], hidden=(200,) * 5), method="e-pets")
     return {
-        **{method: Variant(method=method) for method in ("vanilla-cadm", "pe-ts-cadm", "e-pets")},
-        "pe-ts-cadm, one context for each agent": Variant(method="pe-ts-cadm", frozen=True),
+        **{method: Variant(learning=learning, method=method) for method, learning in then.items()},
+        **{f"today's {method}": Variant(method=method) for method in then},
+        "pe-ts-cadm, one context for each agent": Variant(learning=then["pe-ts-cadm"], method="pe-ts-cadm", frozen=True),
         "e-pets, 5 x 200": deeper,
         "e-pets, 5 x 200, no price": replace(deeper, planning=replace(cases.PLANNING["best", NAME], price=0.0)),
     }
+
+
+def before(learning: EPETSConfig | CaDMConfig) -> EPETSConfig | CaDMConfig:
+    """A baseline's settings before it was trained as PerSim is."""
+    kind = type(learning)
+    return replace(learning, members=kind.members if kind is EPETSConfig else learning.members, hidden=kind.hidden,
+                   descent=replace(kind.descent, updates=kind.descent.updates // 2))
 
 
 def planned() -> dict[str, cases.Planning]:
@@ -127,16 +138,24 @@ def simulators(out: Path, cell: Cell, variant: Variant) -> DynamicsModel:
     if variant.learning is None:
         train.train(out, cell, "cpu", say)
         model = baselines.planned(cell, pieces.load_model(out, cell))
-        return OneContext(model, pieces.load_data(out, cell)) if variant.frozen else model
-    trained_as = hashlib.sha256(repr(variant.learning).encode()).hexdigest()[:12]
+    else:
+        model = trained(out, cell, variant.learning)
+    return OneContext(model, pieces.load_data(out, cell)) if variant.frozen else model
+
+
+def trained(out: Path, cell: Cell, learning: PerSimConfig | EPETSConfig | CaDMConfig) -> DynamicsModel:
+    """Simulators of other settings than the benchmark's."""
+    trained_as = hashlib.sha256(repr(learning).encode()).hexdigest()[:12]
     path = out / f"{cell.dataset}-{cell.method}-{trained_as}.safetensors"
+    ours = cell.method == "persim"
     if not path.exists():
-        agents = baselines.budget_of(cell).agents
-        fit = fit_persim if cell.method == "persim" else fit_epets
-        fit(pieces.load_data(out, cell).transitions(), agents, cases.ENVIRONMENTS[NAME].actions, variant.learning,
-            seed=rng.integer(cell.seed, NAME, cell.method), progress=lambda entry: say(str(entry), 0.0),
-            checkpoint=path.with_suffix(".checkpoint")).save(path)
-    return (PerSim if cell.method == "persim" else EPETS).load(path)
+        logs, environment = pieces.load_data(out, cell), cases.ENVIRONMENTS[NAME]
+        how = {"seed": rng.integer(cell.seed, NAME, cell.method), "progress": lambda entry: say(str(entry), 0.0),
+               "checkpoint": path.with_suffix(".checkpoint")}
+        model = (fit_persim(logs.transitions(), len(logs), environment.actions, learning, **how) if ours else
+                 baselines.fit_simulator(learning, logs, environment, **how))
+        model.save(path)
+    return PerSim.load(path) if ours else baselines.planned(cell, baselines.load_simulator(cell, path))
 
 
 class OneContext:
@@ -174,8 +193,7 @@ def main() -> None:
     guide, covariates = pieces.load_clone(options.out, cell), data.agents(environment, 500, seed=0)
     path = Path("results/halfcheetah_planning.csv")
     rows = [{"base": "two modes", **row} for row in done(path)]      # rows without it are older
-    epets = pieces.learning(replace(cell, method="e-pets"))
-    for name, variant in variants(pieces.learning(cell), epets, options.base).items():
+    for name, variant in variants(cell, options.base).items():
         key = {"base": options.base, "dataset": options.dataset, "variant": name, "steps": str(options.steps)}
         if options.only not in name or any(key.items() <= row.items() for row in rows):
             continue
