@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import tyro
-from tables import done, show, write
+from tables import add, done, show
 
 from lowrank_rl.rl.bench import cases, estimate
 from lowrank_rl.rl.bench.store import Cell
@@ -36,7 +36,7 @@ def main(options: Options) -> None:
                 row = {**key, "training seconds": f"{training:.0f}", "acting seconds": f"{acting:.0f}",
                        "torch": torch.__version__}
                 show(row)
-                write(options.results, [*rows, row])
+                add(options.results, row)
 
 
 if __name__ == "__main__":

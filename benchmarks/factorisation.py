@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import tyro
 from prediction_errors import measure
-from tables import done, show, write
+from tables import add, done, show
 
 from lowrank_rl.rl.bench import baselines, cases, pieces, train
 from lowrank_rl.rl.bench.store import Cell
@@ -67,7 +67,7 @@ def main(options: Options) -> None:
                 if not any(_key(cell).items() <= row.items() for row in rows):
                     row = errors(options.out, cell)
                     show(row)
-                    write(options.results, [*rows, row])
+                    add(options.results, row)
 
 
 if __name__ == "__main__":

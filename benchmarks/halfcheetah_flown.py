@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from halfcheetah_planning import AGENTS, NAME, simulators, variants
-from tables import done, show, write
+from tables import add, done, show
 
 from lowrank_rl.rl import data, held_out
 from lowrank_rl.rl.bench import cases, pieces, train
@@ -55,9 +55,9 @@ def main() -> None:
             one, many = (held_out.prediction_error(model, flown, horizon=horizon).values() for horizon in (1, HORIZON))
             step = np.mean([np.sqrt(np.square(error.rmse / unit).mean()) for error in one])
             speed = np.mean([error.rmse[0] for error in many])
-            rows.append({**key, "one step": f"{step:.3g}", "speed over 20 steps, m/s": f"{speed:.3g}"})
-            show(rows[-1])
-            write(RESULTS, rows)
+            row = {**key, "one step": f"{step:.3g}", "speed over 20 steps, m/s": f"{speed:.3g}"}
+            show(row)
+            add(RESULTS, row)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from halfcheetah_flown import JUDGED, STEPS
 from halfcheetah_planning import AGENTS, NAME, simulators, variants
-from tables import done, show, write
+from tables import add, done, show
 from torch import Tensor
 
 from lowrank_rl import rng
@@ -74,12 +74,11 @@ def main() -> None:
                              seed=0, what="flown")
         predicted, true = rewards(model, environment, covariates, views(flown, model.past))
         more = predicted - true
-        rows.append({"simulators": name, "plans": len(more),
-                     "predicted": f"{predicted.mean():.3f}", "true": f"{true.mean():.3f}",
-                     "more than true": f"{more.mean():.3f}", "standard error": f"{more.std() / len(more) ** 0.5:.3f}",
-                     "more than true by over 1 in": f"{(more > 1).double().mean():.0%}"})
-        show(rows[-1])
-        write(RESULTS, rows)
+        row = {"simulators": name, "plans": len(more), "predicted": f"{predicted.mean():.3f}", "true": f"{true.mean():.3f}",
+               "more than true": f"{more.mean():.3f}", "standard error": f"{more.std() / len(more) ** 0.5:.3f}",
+               "more than true by over 1 in": f"{(more > 1).double().mean():.0%}"}
+        show(row)
+        add(RESULTS, row)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 import tyro
-from tables import done, show, write
+from tables import add, done, show
 
 from lowrank_rl.rl import data, evaluate
 from lowrank_rl.rl.behaviour.trained import tester
@@ -82,7 +82,7 @@ def main(options: Options) -> None:
                     if not any(_key(cell, options.acting).items() <= row.items() for row in rows):
                         row = errors(options.out, cell, options.acting)
                         show(row)
-                        write(options.results, [*rows, row])
+                        add(options.results, row)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import tyro
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
-from tables import done, show, write
+from tables import add, done, show
 from torch import Tensor
 
 from lowrank_rl import check
@@ -284,7 +284,7 @@ def main(options: Options) -> None:
             if not any(head.items() <= row.items() for row in rows):
                 row = {**head, **run(), **made_with}
                 show(row)
-                write(options.results, [*rows, row])
+                add(options.results, row)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,11 @@ def write(path: Path, rows: list[dict]) -> None:
     partial.replace(path)
 
 
+def add(path: Path, row: dict) -> None:
+    """One more row, behind what the file has by now: another run may have written to it since this one began."""
+    write(path, [*done(path), row])
+
+
 def done(path: Path) -> list[dict]:
     """The rows of a CSV that ``write`` wrote, none if there is no such file: a run that was interrupted goes on behind them."""
     if not path.exists():

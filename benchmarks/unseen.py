@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import tyro
 from mountaincar_optimum import NODES, TOLERANCE, WIDTH, replayed
-from tables import done, show, write
+from tables import add, done, show
 from torch import Tensor
 
 from lowrank_rl import rng
@@ -146,12 +146,12 @@ def identity(row: dict) -> tuple[str, ...]:
 def main(options: Options) -> None:
     torch.set_num_threads(1)
 
-    def add(head: dict, run: Callable[[], dict]) -> None:
+    def once(head: dict, run: Callable[[], dict]) -> None:
         rows = done(options.results)
         if identity(head) not in {identity(row) for row in rows}:
             row = {**head, **run(), "torch": torch.__version__}
             show(row)
-            write(options.results, [*rows, row])
+            add(options.results, row)
 
     for environment in options.environments:
         for seed in options.seeds:
@@ -165,11 +165,11 @@ def main(options: Options) -> None:
                         model, how = extended(options.out, cell, *way)
                         return {**how, **judge(cell, model)}
 
-                    add(head, run)
+                    once(head, run)
                     if options.returns and environment in PLANNED and (method, fraction, steps) in RETURNS:
-                        add({**head, "what": "return"}, lambda run=run: run(judge=returns))
+                        once({**head, "what": "return"}, lambda run=run: run(judge=returns))
             if options.returns and environment == "mountaincar":
-                add({"environment": environment, "dataset": "", "seed": str(seed), "what": "return", "method": "optimum",
+                once({"environment": environment, "dataset": "", "seed": str(seed), "what": "return", "method": "optimum",
                      "p": "", "k": ""}, lambda seed=seed: optimum(seed))
 
 
