@@ -54,7 +54,7 @@ class _Cluster:
         self.flying: dict[Any, _Flight] = {}     # by the reference of its result
         self.room = 0                            # for so many tasks
         self.heard = self.looked = self.roomy = -2 * PATIENCE     # when we last did, and when there last was room
-        self.words = ray.remote(num_cpus=0)(_Words).options(scheduling_strategy=on(
+        self.words = ray.remote(num_cpus=0, max_restarts=-1)(_Words).options(scheduling_strategy=on(
             ray.get_runtime_context().get_node_id(), soft=True)).remote()
         self.work = ray.remote(num_cpus=1, max_retries=0)(_work)
 

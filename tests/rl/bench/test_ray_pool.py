@@ -84,7 +84,9 @@ def wait(folder, name, say):
     mine = ray.get_runtime_context().get_node_id()
     mark(folder, name)
     (folder / f"{name}-on-{mine}").touch()
+    until = time.monotonic() + 120
     while not (folder / "go").exists():
+        assert time.monotonic() < until, "nobody said that it may go on"
         say("waiting", 0.5)
         time.sleep(0.1)
     return mine
