@@ -170,7 +170,7 @@ def main(options: Options) -> None:
                         once({**head, "what": "return"}, lambda run=run: run(judge=returns))
             if options.returns and environment == "mountaincar":
                 once({"environment": environment, "dataset": "", "seed": str(seed), "what": "return", "method": "optimum",
-                     "p": "", "k": ""}, lambda seed=seed: optimum(seed))
+                      "p": "", "k": ""}, lambda seed=seed: optimum(seed))
 
 
 if __name__ == "__main__":
