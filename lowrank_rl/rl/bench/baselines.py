@@ -27,7 +27,7 @@ from lowrank_rl.rl.policies.offline import Learned
 from lowrank_rl.rl.synthetic import join
 
 CHEETAH = {"angles": (halfcheetah.PITCH,)}
-# HalfCheetah, whose logs are long: batches, rate and updates of PerSim's ``best`` (docs/halfcheetah.md)
+# HalfCheetah, whose logs are long: batches and rate of PerSim's ``best``, and about as many updates (docs/halfcheetah.md)
 LONG = {"updates": 24_000, "batch": 512, "learning_rate": 3e-3, "schedule": "cosine"}
 CADM = {"mountaincar": {}, "cartpole": {},      # HalfCheetah: as released, without its velocity, which is predicted itself
         "halfcheetah": {**CHEETAH, "unseen": (0,), "absolute": (0,), "descent": Descent(**LONG, most=500)}}
@@ -36,7 +36,7 @@ SIMULATORS: dict[tuple[str, str], Any] = {
     **{("vanilla-cadm", name): CaDMConfig(members=1, probabilistic=False, **FAST, **more) for name, more in CADM.items()},
     **{("pe-ts-cadm", name): CaDMConfig(**FAST, **more) for name, more in CADM.items()},
     ("e-pets", "mountaincar"): EPETSConfig(**FAST), ("e-pets", "cartpole"): EPETSConfig(**FAST),
-    # as many layers and members, too: beside the factors it lacks only training on several steps, and has a likelihood
+    # layers and members of ``best``, too: what differs is factors, the likelihood, and training on several steps
     ("e-pets", "halfcheetah"): EPETSConfig(members=3, hidden=(200,) * 5, **FAST, **CHEETAH, inside=True,
                                            descent=Descent(**LONG)),
 }

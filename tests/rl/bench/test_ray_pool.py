@@ -170,6 +170,27 @@ def test_a_machine_that_dies_takes_nothing_with_it(cluster, tmp_path):
     assert {notes.results[name] for name in notes.killed} == {ray.get_runtime_context().get_node_id()}
 
 
+def test_words_go_on_after_what_carries_them_has_died(cluster, tmp_path, monkeypatch):
+    import ray
+    carriers, create = [], ray_pool._Cluster.__init__
+
+    def noticed(self, *arguments):
+        create(self, *arguments)
+        carriers.append(self.words)
+    monkeypatch.setattr(ray_pool._Cluster, "__init__", noticed)
+
+    class Killer(Notes):
+        def said(self, task, words, share):
+            super().said(task, words, share)
+            if len(self.words) == 1:
+                ray.kill(carriers[0], no_restart=False)
+            else:
+                (tmp_path / "go").touch()
+    notes = Killer()
+    run([Task("talks", wait, (tmp_path, "talks"))], notes, [tmp_path])
+    assert list(notes.results) == ["talks"]
+
+
 def test_a_machine_that_joins_unfit_is_left_out(cluster, tmp_path, monkeypatch):
     """It lacks the package. Nothing runs on it, and nothing else notices."""
     lacking = tmp_path / "lacking"
