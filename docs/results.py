@@ -20,6 +20,7 @@ from lowrank_rl.rl.bench.tasks import finished
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET, SETTINGS = "small", "best"
 SHOWN = ("*-scarcity", "*-adaptation", "*-random-*-latent")     # of the pictures beside the records
+OLDER = "(older)"
 Records = dict[str, dict[Cell, Record]]
 
 HEAD = f"""# Results
@@ -27,7 +28,8 @@ HEAD = f"""# Results
 Drawn from the committed records by `python docs/results.py`; nothing on this page is typed by hand. Ours, budget `{BUDGET}`,
 settings `{SETTINGS}`: mean ± standard deviation over seeds, or over episodes where there is one seed; the paper's: over five
 repeats. The full reports have n and a 95 % interval beside each number, and what each cell cost. A star marks a number of the
-paper that is suspect, with the reason under the table. "Paper, not run by us" is the rest of the paper's table.
+paper that is suspect, with the reason under the table. "Paper, not run by us" is the rest of the paper's table. Rows marked
+{OLDER} were made with settings or code that have changed since; counts include them until newer ones have run.
 """
 
 
@@ -52,10 +54,11 @@ def environment(name: str, built: report.Report) -> list[str]:
         for key in ("wins", "ranks"):
             table = part.table(key)
             lines += markdown(table) if table else []
+        older = {(group.method, group.dataset) for group in part.gathered.groups if group.older}
         for dataset in part.gathered.datasets:
             for key in ("reward", "rmse"):
                 table, paper = part.table(key), published.table_of(name, dataset, key, part.gathered.unseen)
-                lines += compact(table, dataset, paper) if table else []
+                lines += compact(table, dataset, paper, older) if table else []
     beside = (ROOT / "results" / name).glob(f"*-{BUDGET}-{SETTINGS}-*.png")
     for path in sorted(path for path in beside if any(path.match(f"{kind}.png") for kind in SHOWN)):
         lines += [f"![{PICTURES[kind_of(path)]}](../results/{name}/{path.name})", ""]
@@ -73,12 +76,15 @@ def seeds(gathered: Gathered) -> str:
     return whose + "; ".join(f"{method} ({', '.join(data)})" for method, data in found.items()) + "."
 
 
-def compact(table: Table, dataset: str, paper: str | None) -> list[str]:
-    """One data set's rows without the smaller words, the paper's of methods that did not run among them."""
+def compact(table: Table, dataset: str, paper: str | None, older: set[tuple[str, str]]) -> list[str]:
+    """One data set's rows without the smaller words, the paper's of methods that did not run among them.
+
+    older: methods and data sets whose records are none of today's."""
     rows = []
     for row in table.rows:
         if row.labels[1] == dataset:
             source = "paper, not run by us" if row.kind == "unrun" else row.labels[2]
+            source += f" {OLDER}" if row.kind == "ours" and row.labels[:2] in older else ""
             entries = tuple(replace(entry, detail="") for entry in row.entries)
             rows.append(Row((row.labels[0], source), entries, "paper" if row.kind == "unrun" else row.kind))
     if not rows:
@@ -102,7 +108,8 @@ def strength(built: dict[str, report.Report]) -> list[str]:
                 places = {agent: contest(group, agent) for agent in agents}
                 judged = {agent: verdict for agent, (_, verdict) in places.items()}
                 verdicts += Counter(judged.values())
-                rows.append([group.method, f"`{group.dataset}`", str(len({record.cell.seed for record in group.records})),
+                method = f"{group.method} {OLDER}" if group.older else group.method
+                rows.append([method, f"`{group.dataset}`", str(len({record.cell.seed for record in group.records})),
                              *(text for text, _ in places.values()), told(judged)])
         strong = verdicts["stronger"] + verdicts["as strong"]
         lines += [f"### {NAMES[name]}: {strong} of {strong + verdicts['weaker']} cells at least as strong", "",

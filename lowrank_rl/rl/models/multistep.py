@@ -53,13 +53,14 @@ def stretches(data: Transitions, horizon: int) -> Tensor:
 
 
 def fit_multistep(module: FunctionalModule, coordinates: Callable[..., Sequence[Tensor]], data: Transitions,
-                  config: MultiStep, *, generator: torch.Generator, keep: Checkpoint,
+                  config: MultiStep, *, generator: torch.Generator, keep: Checkpoint, spent: float = 0.0,
                   progress: Callable[[dict], None] | None = None) -> list[dict]:
     """Lower the mean over H steps of the squared error of predicted states, in units of the states' deviations; in place.
 
     ``coordinates``: of the module's modes behind the agents, from states (M, B, D) and actions (M, B, A) on its device.
     Members learn apart, each from its own stretches. The history has an entry for every ``TOLD`` updates, which ``progress``
-    hears. ``keep`` holds unfinished training; the same call goes on to the same bits.
+    hears; its seconds go on from the ``spent`` ones. ``keep`` holds unfinished training; the same call goes on to the same
+    bits.
 
     Raises:
         ValueError: no stretch is long enough, or the loss became NaN or Inf.
@@ -77,7 +78,7 @@ def fit_multistep(module: FunctionalModule, coordinates: Callable[..., Sequence[
         kept, history = found
         restore(kept, module, optimizer, generator)
 
-    started, total = time.monotonic() - (history[-1]["seconds"] if history else 0.0), 0.0
+    started, total = time.monotonic() - (history[-1]["seconds"] if history else spent), 0.0
     for update in range(TOLD * len(history), config.updates):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * update / config.updates))

@@ -262,7 +262,7 @@ def fit_persim(data: Transitions, agents: int, actions: Discrete | Box, config: 
         one_step.save(lambda: tensors, [header])      # whole, so that a kill from here on does not repeat it
         keep = Checkpoint(second, EVERY, job)
         cp.history_ = cp.history_ + fit_multistep(cp.module_, model.coordinates, data, config.multistep, generator=order,
-                                                  keep=keep, progress=progress)
+                                                  keep=keep, spent=cp.history_[-1]["seconds"], progress=progress)
         keep.remove()
         one_step.remove()
     return model

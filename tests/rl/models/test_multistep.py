@@ -1,6 +1,7 @@
 """Multi-step training: stretches of logs, gradients through predictions, resuming, and what it is for."""
 
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -65,6 +66,14 @@ def test_errors_over_many_steps_fall(joint):
     assert open_loop(further, data) < 0.5 * open_loop(once, data)
     assert [e["update"] for e in further.cp.history_[3:]] == [50, 100, 120]
     assert further.cp.history_[-1]["loss"] < 0.5 * further.cp.history_[3]["loss"]
+
+
+def test_seconds_are_those_of_both_parts(monkeypatch):
+    ticks = count(1.0)
+    monkeypatch.setattr("time.monotonic", lambda: next(ticks))
+    seconds = [entry["seconds"] for entry in fit_persim(pendulums(), AGENTS, BOX, CONFIG, seed=0).cp.history_]
+    assert len(seconds) == 6
+    assert seconds == sorted(seconds)
 
 
 @pytest.mark.parametrize("joint", [False, True])
