@@ -5,7 +5,7 @@
 
 Each update draws its batch and takes one step of the optimizers, on one thread. Both libraries take turns, so that what else
 the machine does slows both; a ratio is the median over turns. d3rlpy needs an environment of its own (``make witness``);
-without it only ours are measured. Prints Markdown and writes results/baselines.csv.
+without it only ours are measured. Prints Markdown and adds to results/baselines.csv.
 """
 
 import logging
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import tyro
-from tables import show, write
+from tables import add, show
 
 from lowrank_rl import check
 from lowrank_rl.rl import data
@@ -116,10 +116,9 @@ def main(only: tuple[str, ...] = tuple(CASES), turns: int = 5, seconds: float = 
         seconds: of one turn, on the CPU.
         seed: of data and training.
         note: what should be known of the run, such as who shared the machine.
-        out: where to write.
+        out: where rows are added; those of other machines stay.
     """
     torch.set_num_threads(1)
-    rows: list[dict] = []
     peer = find_spec("d3rlpy") is not None
     if not peer:
         print("d3rlpy is not installed here, so only our own rates are measured; `make witness` installs it.")
@@ -140,9 +139,9 @@ def main(only: tuple[str, ...] = tuple(CASES), turns: int = 5, seconds: float = 
             if peer:
                 row |= {"d3rlpy per s": f"{median(turn['d3rlpy'] for turn in found):.1f}",
                         "of d3rlpy": f"{median(size * turn[size] / turn['d3rlpy'] for turn in found):.2f}"}
-            rows.append({**row, "turns": turns, "torch": torch.__version__, "note": note})
-            show(rows[-1])
-    write(out, rows)
+            row |= {"turns": turns, "torch": torch.__version__, "note": note}
+            show(row)
+            add(out, row)
 
 
 if __name__ == "__main__":
