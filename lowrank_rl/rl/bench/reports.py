@@ -6,6 +6,7 @@ from pathlib import Path
 from lowrank_rl.files import whole
 from lowrank_rl.rl import data
 from lowrank_rl.rl.bench import cases, page, pieces, report
+from lowrank_rl.rl.bench.markup import PICTURES, kind_of
 from lowrank_rl.rl.bench.store import Cell, Record
 from lowrank_rl.rl.bench.suites import Work
 from lowrank_rl.rl.cards import card
@@ -42,7 +43,8 @@ def _write(out: Path, environment: str, budget: str, settings: str, work: Work, 
     cards = [words for path in logged if path.exists() for words in _card(path, of)]
     drawn = _draw(out, environment, cells, records, mine.trained)
     # those of an earlier run stay in the report, though what they were drawn from is gone
-    pictures = [*drawn, *sorted(set(out.glob(f"{environment}-*-{budget}-{settings}-*.png")) - set(drawn))]
+    earlier = out.glob(f"{environment}-*-{budget}-{settings}-*.png")
+    pictures = sorted({*drawn, *earlier}, key=lambda path: _shelf(path, environment, f"-{budget}-{settings}-"))
     name = f"report-{environment}-{budget}-{settings}"     # a folder may hold several environments
     built = report.build(of, cells, records)
     texts = [report.tables_text(built), report.notes_text(built)] if cells else []
@@ -73,6 +75,12 @@ def place(cell: Cell) -> tuple[int, ...]:
         return len(cases.DATASETS), len(cases.METHODS), cell.seed, cell.agent
     dataset = 0 if cell.dataset == "none" else list(cases.DATASETS).index(cell.dataset)
     return dataset, list(cases.METHODS).index(cell.method), cell.seed, cell.agent
+
+
+def _shelf(picture: Path, environment: str, kind_of_run: str) -> tuple[int, int, str]:
+    """Where it stands in the report: by data set, of each in the order of the page, whether it was drawn now or earlier."""
+    dataset, kind = picture.stem.removeprefix(f"{environment}-").partition(kind_of_run)[0], kind_of(picture)
+    return (*cases.DATASETS, dataset).index(dataset), (*PICTURES, kind).index(kind), picture.name
 
 
 def _draw(out: Path, environment: str, cells: list[Cell], records: dict[Cell, Record], trained: Iterable[Cell]) -> list[Path]:

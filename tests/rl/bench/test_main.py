@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -140,6 +141,18 @@ def test_cloned_policies_act_and_guide_plans(no_pictures, tmp_path, capsys):
     policy.write_bytes(kept)
     assert bench.main(words) == 0
     assert [comparable(r) for r in Store(tmp_path).load().values()] == [comparable(r) for r in (persim, cloned)]
+
+
+def test_pictures_keep_their_places_when_what_they_were_drawn_from_is_gone(finished, tmp_path):
+    pytest.importorskip("matplotlib")
+    out = shutil.copytree(finished("cartpole")[0], tmp_path / "out")
+    for part in ("traces", "models"):
+        shutil.rmtree(out / part)
+    report = out / "report-cartpole-tiny-best.md"
+    shown = re.findall(r"\]\((.+)\.png\)", report.read_text())
+    assert [name.rpartition("-")[2] for name in shown] == ["returns", "trajectories", "error", "latent"]
+    assert bench.main(["--env", "cartpole", "--table", "5", "--budget", "tiny", "--jobs", "1", "--out", str(out)]) == 0
+    assert re.findall(r"\]\((.+)\.png\)", report.read_text()) == shown
 
 
 def test_a_method_that_the_settings_lack_is_refused(tmp_path, capsys):
