@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lowrank_rl.rl.bench import cases, report, reports
+from lowrank_rl.rl.bench import cases, pieces, report, reports
 from lowrank_rl.rl.bench.store import Cell, Record
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -55,12 +55,13 @@ def one(method, agent, returns, seed=0, status="done"):
 
 
 def strength_of(results, *records):
-    """The rows of CartPole's table, by method: what stands at each agent, and the verdict."""
+    """The rows of CartPole's table, by method: what stands at each agent, and the verdict. These records are older ones."""
     found = {record.cell: record for record in records}
     built = report.build(cases.ENVIRONMENTS["cartpole"], sorted(found, key=reports.place), found)
     lines = results.strength({"cartpole": built})
     rows = [[part.strip() for part in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
-    return rows[0], {row[0]: row[1:] for row in rows[1:]}, next(line for line in lines if line.startswith("###"))
+    by_method = {row[0].removesuffix(" (older)"): row[1:] for row in rows[1:]}
+    return rows[0], by_method, next(line for line in lines if line.startswith("###"))
 
 
 def test_verdicts_on_baselines(results):
@@ -71,6 +72,14 @@ def test_verdicts_on_baselines(results):
     assert rows["morel-a"][:3] == ["`random`", "1", "36.3 ± 2.8 (35.8 ± 0.4)"]
     assert rows["morel-a"][-1] == "stronger 1, as strong 2, **weaker: agent 3, agent 5**"
     assert title == "### CartPole: 3 of 5 cells at least as strong"
+
+
+def test_rows_of_older_settings_are_marked(results):
+    old = one("morel-a", 1, [36.0])
+    new = replace(old, config=pieces.settings_of(old.cell))
+    for record, label in ((old, "morel-a (older)"), (new, "morel-a")):
+        built = report.build(cases.ENVIRONMENTS["cartpole"], [record.cell], {record.cell: record})
+        assert any(line.startswith(f"| {label} | `random` |") for line in results.strength({"cartpole": built}))
 
 
 def test_missing_and_failed_agents_keep_their_places(results):
