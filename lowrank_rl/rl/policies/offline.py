@@ -178,7 +178,10 @@ class Learned:
             state = (view.state[rows].double() - self.center[g]) / self.scale[g]
             action[rows] = self.choose(self._own[g], state, [generators[i] for i in rows.tolist()],
                                        **self.options)
-        return action
+        if isinstance(self.actions, Discrete):
+            return action
+        # rounded, since on some processors the last bits in float64 depend on the number of rows, too
+        return action.float().double().clamp(self.actions.low, self.actions.high)
 
     def save(self, path: str | Path, kind: str) -> None:
         """Raises ValueError where the file cannot be written."""
