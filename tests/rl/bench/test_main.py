@@ -1,8 +1,5 @@
 """The command from end to end with the budget "tiny": every room on real input, in seconds."""
 
-import contextlib
-import errno
-import io
 import json
 import os
 import re
@@ -15,17 +12,15 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from commands import command, files, refused
 
 from lowrank_rl.rl import data
 from lowrank_rl.rl.behaviour.trained import fingerprint
 from lowrank_rl.rl.bench import __main__ as bench
 from lowrank_rl.rl.bench import cases
-from lowrank_rl.rl.bench.options import Options
 from lowrank_rl.rl.bench.pool import Task
 from lowrank_rl.rl.bench.run import run_cell
-from lowrank_rl.rl.bench.store import Cell, Store, locked
-from lowrank_rl.rl.bench.suites import work
-from lowrank_rl.rl.bench.tasks import tasks
+from lowrank_rl.rl.bench.store import Cell, Store
 
 ROOT = Path(__file__).parents[3]
 PICTURES = ("trajectories", "error", "latent", "returns")
@@ -34,14 +29,6 @@ ALL = [Cell(name, "random" if cases.METHODS[method].learns else "none", method, 
        for method, agent in product(cases.methods("best", name, baselines=False), range(1, 6))]
 
 pytestmark = pytest.mark.slow
-
-
-def command(environment, out, *more, datasets=("random",)):
-    return ["--env", environment, "--budget", "tiny", "--jobs", "1", "--out", str(out), "--datasets", *datasets, *more]
-
-
-def files(out):
-    return {path.relative_to(out): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
 def comparable(record):
@@ -54,27 +41,6 @@ def comparable(record):
 
 def printed_report(said):
     return said[said.index("data set  "):said.index("\nreport ")]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """(folder, exit code, stdout, stderr) of one uninterrupted run per environment."""
-    runs = {}
-
-    def get(environment):
-        if environment not in runs:
-            out, said, complained = tmp_path_factory.mktemp(environment) / "out", io.StringIO(), io.StringIO()
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
-                code = bench.main(command(environment, out))
-            runs[environment] = out, code, said.getvalue(), complained.getvalue()
-        return runs[environment]
-    return get
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """For the tests that look at something else."""
-    monkeypatch.setattr(pytest.importorskip("lowrank_rl.rl.bench.plots"), "draw_all", lambda *what: [])
 
 
 @pytest.mark.parametrize("environment", ["mountaincar", "cartpole"])
@@ -393,104 +359,6 @@ def test_environments_in_one_folder_have_reports_of_their_own(no_pictures, tmp_p
     assert not (tmp_path / "cartpole" / "report-tiny-best.html").exists()         # one environment's page is the whole
 
 
-def refused(capsys, words):
-    """The one sentence on stderr of a command that ends with 2."""
-    assert bench.main(words) == 2
-    caught = capsys.readouterr()
-    assert caught.err.count("\n") == 1
-    assert caught.err.startswith("error: ")
-    return caught.err
-
-
-@pytest.mark.parametrize(("words", "sentence"), [
-    (["--env", "lunarlander"], "unknown environment 'lunarlander'; known: mountaincar, cartpole, halfcheetah"),
-    (["--methods", "persim", "magic"], "unknown method 'magic'; known: persim, pooled, true-env-mpc, uniform"),
-    (["--datasets", "expert"], "unknown data set 'expert'; known: random"),
-    (["--agents", "1", "11"], "unknown agent 11; known: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10"),
-    (["--agents", "0"], "unknown agent 0; known: 1, 2, 3, 4, 5"),
-    (["--agents", "6", "--methods", "bcq-a"], "agent 6 of bcq-a: expected one of 1, 2, 3, 4, 5, since it needs"),
-    (["--budget", "huge"], "unknown budget 'huge'; known: tiny, quick, small, paper"),
-    (["--settings", "worst"], "unknown settings 'worst'; known: best, paper"),
-    (["--seeds", "0"], "--seeds: expected a whole number >= 1, got 0"),
-    (["--seeds", "-3"], "--seeds: expected a whole number >= 1, got -3"),
-    (["--jobs", "0"], "--jobs: expected a whole number >= 1, got 0"),
-    (["--device", "tpu9"], "device 'tpu9': expected one that torch can use here"),
-])
-def test_bad_input_is_one_sentence_and_leaves_nothing_behind(words, sentence, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert sentence in refused(capsys, ["--env", "cartpole", *words] if words[0] != "--env" else words)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("words", [["--env", "cartpole", "--seeds", "many"], ["--env", "cartpole", "--agents", "one"],
-                                   ["--env", "cartpole", "--nonsense", "1"]])
-def test_what_is_no_command_ends_with_2(words, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="^2$"):
-        bench.main(words)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_shell_sees_the_exit_code(tmp_path):
-    told = subprocess.run([sys.executable, "-m", "lowrank_rl.rl.bench", "--env", "nowhere"], cwd=tmp_path, capture_output=True,
-                          text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert told.returncode == 2
-    assert told.stderr == "error: unknown environment 'nowhere'; known: mountaincar, cartpole, halfcheetah\n"
-    assert told.stdout == ""
-
-
-def test_output_in_the_place_of_a_file(tmp_path, capsys):
-    (tmp_path / "file").write_text("mine")
-    for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert "expected one that can be written" in refused(capsys, command("cartpole", out))
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_a_second_run_in_the_same_folder(tmp_path, capsys):
-    with locked(tmp_path):
-        assert "expected no other run in it, got one at work" in refused(capsys, command("cartpole", tmp_path))
-
-
-@pytest.mark.parametrize(("pattern", "sentence"), [
-    ("data/*.npz", "expected a data set, got a corrupt or truncated file"),
-    ("models/*persim*.safetensors", "persim-seed0"),
-    ("models/*pooled*.safetensors", "pooled-seed0"),
-    ("records.jsonl", ": expected a record, got a corrupt line; remove that line or use another --out"),
-])
-@pytest.mark.parametrize("how", ["cut", "rubbish"])
-def test_a_file_in_pieces_is_refused_and_kept(pattern, sentence, how, finished, tmp_path, capsys):
-    out = tmp_path / "out"
-    shutil.copytree(finished("mountaincar")[0], out)
-    path = next(out.glob(pattern))
-    content = path.read_bytes()
-    path.write_bytes({"cut": content[:len(content) // 3] + (b"\n" if path.suffix == ".jsonl" else b""),
-                      "rubbish": b"rubbish\n" + content[10:]}[how])
-    before = files(out)
-    assert sentence in refused(capsys, command("mountaincar", out))
-    assert files(out) == before
-
-
-def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    def interrupt(*what):
-        raise KeyboardInterrupt
-    monkeypatch.setattr(bench, "run_tasks", interrupt)
-    assert bench.main(command("cartpole", tmp_path)) == 130
-    assert capsys.readouterr().err == "interrupted; finished pieces are kept and the same command goes on\n"
-
-
-def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, capsys):
-    def one_cell(tasks, jobs, keeper, retries):
-        keeper.started(tasks[0])
-        keeper.failed(tasks[0], "some reason")
-
-    def full(_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(bench, "run_tasks", one_cell)
-    monkeypatch.setattr(os, "fsync", full)
-    words = command("cartpole", tmp_path, "--methods", "uniform")
-    assert "got 'No space left on device'; earlier records" in refused(capsys, words)
-
-
 def test_the_list_runs_nothing(finished, tmp_path, capsys):
     out = tmp_path / "out"
     assert bench.main(command("cartpole", out, "--list", "--methods", "persim", "uniform", "--agents", "2", "4")) == 0
@@ -512,20 +380,3 @@ def test_the_list_knows_what_is_done_and_writes_nothing(finished, capsys):
     assert [line.split()[0] for line in said[:-1]] == ["done"] * 20
     assert "20 cells; about 0.00 hours" in said[-1]
     assert files(out) == before
-
-
-def test_seeds_are_cells_of_their_own():
-    cells = work(Options("cartpole", budget="tiny", seeds=3, methods=("persim", "uniform"), agents=(2,),
-                         datasets=("random",))).cells
-    assert [(c.method, c.seed, c.dataset) for c in cells] == [("persim", s, "random") for s in range(3)] + [
-        ("uniform", s, "none") for s in range(3)]
-
-
-def test_tasks_share_what_is_shared(tmp_path):
-    found = tasks({"cartpole": tmp_path}, work(Options("cartpole", budget="tiny", seeds=2, datasets=("random",))), "cpu")
-    assert len(found) == 2 + 2 * 2 + 2 * 4 * 5       # data per seed, a training per seed and learner, the cells
-    by_name = {task.name: task for task in found}
-    assert len(by_name) == len(found)
-    assert by_name["cartpole/random/pooled/agent 3/seed 1"].needs == {"train cartpole/random/pooled/seed 1"}
-    assert by_name["train cartpole/random/pooled/seed 1"].needs == {"data cartpole-random-8-seed1"}
-    assert by_name["cartpole/none/uniform/agent 3/seed 1"].needs == frozenset()

@@ -154,3 +154,10 @@ def test_tables_of_unseen_agents_use_one_training():
 def test_bad_input(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         runs(**options)
+
+
+def test_seeds_are_cells_of_their_own():
+    cells = work(Options("cartpole", budget="tiny", seeds=3, methods=("persim", "uniform"), agents=(2,),
+                         datasets=("random",))).cells
+    assert [(c.method, c.seed, c.dataset) for c in cells] == [("persim", s, "random") for s in range(3)] + [
+        ("uniform", s, "none") for s in range(3)]

@@ -77,3 +77,13 @@ def test_the_cloned_policy_is_made_once_before_whoever_uses_it(tmp_path):
     assert by_name[str(replace(cell, method="cloned"))].needs == {stage}
     assert not by_name[next(name for name in by_name if name.startswith("data"))].gpu
     assert by_name[str(cell)].gpu
+
+
+def test_tasks_share_what_is_shared(tmp_path):
+    found = tasks({"cartpole": tmp_path}, work(Options("cartpole", budget="tiny", seeds=2, datasets=("random",))), "cpu")
+    assert len(found) == 2 + 2 * 2 + 2 * 4 * 5       # data per seed, a training per seed and learner, the cells
+    by_name = {task.name: task for task in found}
+    assert len(by_name) == len(found)
+    assert by_name["cartpole/random/pooled/agent 3/seed 1"].needs == {"train cartpole/random/pooled/seed 1"}
+    assert by_name["train cartpole/random/pooled/seed 1"].needs == {"data cartpole-random-8-seed1"}
+    assert by_name["cartpole/none/uniform/agent 3/seed 1"].needs == frozenset()
