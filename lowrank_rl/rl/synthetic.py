@@ -1,7 +1,8 @@
 """Trajectories flown in simulators, for learners that need more than an agent's own (PerSim, section 5.4, appendix F.4).
 
 A plan is made, flown to its end without looking, and the next one is made there, until the episode is over.
-Differs: the paper does not say where its trajectories start; ours start where logged ones did.
+Differs: the paper does not say where its trajectories start; an agent's of ours start where logged ones did, far from each
+other, since a learner of five knows nothing but what lies between them.
 """
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from lowrank_rl import check, rng
 from lowrank_rl.rl.contracts import Environment, Experience, fresh_view
+from lowrank_rl.rl.inputs import spread
 from lowrank_rl.rl.policies.mpc import MPC
 
 
@@ -18,7 +20,8 @@ def fly(environment: Environment, pilot: MPC, agents: list[int], start: Tensor, 
 
     Args:
         environment: its reward, ends and step limit are used, never its dynamics.
-        start: (S, D) logged first states, of which each trajectory draws one.
+        start: (S, D) logged first states. An agent's first trajectory draws one, and each further one takes that which is
+            farthest from those taken, in units of their spread.
 
     Raises:
         ValueError: no first states, or a prediction that is NaN or Inf.
@@ -28,7 +31,7 @@ def fly(environment: Environment, pilot: MPC, agents: list[int], start: Tensor, 
         raise ValueError("start: expected logged first states, got none")
     generators = [rng.stream(seed, "synthetic", agent, k) for agent in agents for k in range(count)]
     agent = torch.tensor(agents, dtype=torch.int64).repeat_interleave(count)
-    first = torch.stack([torch.randint(len(start), (), generator=generator) for generator in generators])
+    first = torch.cat([_apart(start.double(), count, rng.stream(seed, "synthetic", agent)) for agent in agents])
     state, alive, parts = start[first].double(), torch.ones(len(agent), dtype=torch.bool), []
     done = 0
     while done < environment.max_steps and alive.any():
@@ -48,6 +51,16 @@ def fly(environment: Environment, pilot: MPC, agents: list[int], start: Tensor, 
         state[rows], alive[rows] = after[:, -1], ~ended.any(1)
         done += plan.shape[1]
     return join(parts)
+
+
+def _apart(start: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Rows (count,) of ``start`` far from each other, the first of them drawn (Gonzalez 1985)."""
+    unit = start / spread(start)
+    rows = torch.randint(len(start), (1,), generator=generator)
+    while len(rows) < count:
+        nearest = torch.cdist(unit, unit[rows]).min(1).values
+        rows = torch.cat([rows, nearest.argmax(keepdim=True)])
+    return rows
 
 
 def join(parts: list[Experience]) -> Experience:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -64,6 +65,21 @@ def test_an_agents_trajectories_do_not_depend_on_company():
     mine = both.agent == 4
     for name, values in vars(alone).items():
         assert torch.equal(getattr(both, name)[mine], values), name
+
+
+def test_an_agents_trajectories_start_far_apart():
+    """Of a line of first states, wherever the first is drawn."""
+    line = torch.zeros((11, 2), dtype=torch.float64)
+    line[:, 0] = torch.arange(-6, -3.8, 0.2, dtype=torch.float64) / 10
+    for seed in range(4):
+        flown = fly(CAR, pilot(CAR), [0, 3], line, count=4, seed=seed)
+        for agent in (0, 3):
+            first = sorted(float(flown.state[rows[0], 0]) for who, rows in episodes(flown) if who == agent)
+            assert len(first) == 4
+            assert first[-1] - first[0] > 0.159
+            assert min(after - before for before, after in pairwise(first)) > 0.039
+    twice = fly(POLE, pilot(POLE), [1], starts(POLE)[:1], count=2, seed=0)      # there is but one
+    assert len({tuple(twice.state[rows[0]].tolist()) for _, rows in episodes(twice)}) == 1
 
 
 def test_seeds_differ_and_repeat():

@@ -21,7 +21,9 @@ from lowrank_rl.rl.contracts import DynamicsModel
 from lowrank_rl.rl.models.persim import PerSim, PerSimConfig
 from lowrank_rl.rl.plan import ShootingConfig
 from lowrank_rl.rl.policies.cloned import Cloned
-from lowrank_rl.rl.policies.offline import Learned
+from lowrank_rl.rl.policies.offline import WATCHED, Learned
+
+SELECTED = f"the best of {WATCHED} looks, in the agent's simulator"
 
 
 def data_path(out: Path, cell: Cell) -> Path:
@@ -35,7 +37,8 @@ def model_path(out: Path, cell: Cell) -> Path:
     """Named by what it is and a hash of every setting and of its code's version, so that changed ones train anew."""
     cell = trained_as(cell)
     config, simulator, raised = asdict(learning(cell)), simulator_of(cell), versions.trained(cell)
-    whence = [data_path(out, cell).name, *([settings_of(simulator)] if simulator else []), *([raised] if raised else [])]
+    whence = [data_path(out, cell).name, *([settings_of(simulator)] if simulator else []), *([raised] if raised else []),
+              *([SELECTED] if selects(cell) else [])]
     digest = hashlib.blake2b(json.dumps([config, *whence]).encode(), digest_size=4).hexdigest()
     return out / "models" / f"{cell.environment}-{cell.dataset}-{cell.method}-seed{cell.seed}-{digest}.safetensors"
 
@@ -82,6 +85,11 @@ def simulator_of(cell: Cell) -> Cell | None:
     return replace(cell, method="persim") if cases.METHODS[cell.method].flown else None
 
 
+def selects(cell: Cell) -> bool:
+    """Whether its policies are chosen in simulators (selection.py)."""
+    return cell.settings == "best" and simulator_of(cell) is not None
+
+
 def trained_as(cell: Cell) -> Cell:
     """The cell whose training it shares: PerSim's, of methods that only add rows for unseen agents to its simulators."""
     return replace(cell, method="persim") if cases.METHODS[cell.method].unseen else cell
@@ -106,6 +114,8 @@ def settings_of(cell: Cell) -> dict:
     simulator = simulator_of(cell)
     if simulator:
         settings["flown"] = {name: value for name, value in settings_of(simulator).items() if name != "budget"}
+    if selects(cell):
+        settings["selected"] = SELECTED
     if clones(cell):
         settings["cloning"] = asdict(cases.CLONING[cell.settings, cell.environment])
     if method.plans:

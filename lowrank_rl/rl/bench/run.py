@@ -48,9 +48,10 @@ def run_cell(out: Path, cell: Cell, device: str, say: Say) -> Record:
     policy = guide or Uniform(environment.actions)
     if pieces.acts(cell):
         policy = newcomers.learned(cell, pieces.load_policy(out, cell))
-        *history, last = policy.history
-        results["training"] = {**history[-1], "curve": {at: found[str(number)] for at, found in last["curve"].items()
-                                                        if str(number) in found}}
+        *history, looks = policy.history
+        own = {name: {at: found[str(number)] for at, found in every.items() if str(number) in found}
+               for name, every in looks.items()}
+        results["training"] = {**history[-1], **own}
     if model:
         policy = cases.planning_policy(cell.settings, environment, model, guide)
     totals, episodes = evaluate.returns(environment, policy, covariates, [number], episodes=budget.return_episodes,

@@ -12,6 +12,7 @@ from lowrank_rl import check, rng
 from lowrank_rl.files import whole
 from lowrank_rl.rl import data, evaluate
 from lowrank_rl.rl.bench import baselines, cases, pieces
+from lowrank_rl.rl.bench.selection import Selection
 from lowrank_rl.rl.bench.store import Cell
 from lowrank_rl.rl.contracts import Experience
 from lowrank_rl.rl.models.persim import PerSimConfig, fit_persim
@@ -97,8 +98,8 @@ def _told(say: Say, config: Any, entry: dict) -> None:
 def _train_policies(out: Path, cell: Cell, device: str, say: Say) -> None:
     """Learn the policies of a baseline, unless they are there; resumes where it was killed.
 
-    Their history ends with a curve: the test agents' returns in the true environment after a tenth, two tenths, ... of the
-    updates. It is for people to look at; nothing is chosen by it.
+    Their history ends with a curve: the test agents' returns in the true environment after a twentieth, two twentieths, ... of
+    the updates. It is for people to look at; nothing is chosen by it.
     """
     path = pieces.model_path(out, cell)
     if path.exists():
@@ -110,8 +111,11 @@ def _train_policies(out: Path, cell: Cell, device: str, say: Say) -> None:
     curve = _curve(looks)
     tests = list(range(len(environment.test_agents)))
     covariates = data.agents(environment, budget.agents, seed=cell.seed)
+    selection = Selection(out, cell) if pieces.selects(cell) else None
 
     def watch(done: int, policy: Learned) -> None:
+        if selection:
+            selection.look(done, policy)
         able = [agent for agent in tests if policy.able(agent)]
         if done not in curve and able:
             found, _ = evaluate.returns(environment, policy, covariates, able, episodes=min(LOOKS, budget.return_episodes),
@@ -125,10 +129,14 @@ def _train_policies(out: Path, cell: Cell, device: str, say: Say) -> None:
                                   device=device, seed=rng.integer(cell.seed, cell.environment, cell.method),
                                   progress=partial(_told_of_policy, say, baselines.length(cell, config)),
                                   checkpoint=path.with_suffix(".checkpoint"))
-    policy.history = [*policy.history, {"curve": {str(at): {str(agent): x for agent, x in found.items()}
-                                                  for at, found in sorted(curve.items())}}]
+    seen = {"curve": {str(at): {str(agent): x for agent, x in found.items()} for at, found in sorted(curve.items())}}
+    if selection:
+        policy, seen = selection.chosen(policy), {**seen, "imagined": selection.looks}
+    policy.history = [*policy.history, seen]
     policy.save(path, baselines.kind(cell))
     looks.unlink(missing_ok=True)
+    if selection:
+        selection.close()
 
 
 def _curve(path: Path) -> dict[int, dict]:

@@ -23,7 +23,7 @@ from lowrank_rl.rl.bench.store import Cell
 from lowrank_rl.rl.contracts import Discrete
 
 VERSIONS = {"data": 1, "persim": 1, "cloned": 1, "cadm": 2, "e-pets": 1, "bcq": 2, "bcq-continuous": 1, "cql": 2, "morel": 2,
-            "flown": 1, "unseen": 1, "planned": 1, "tested": 1}
+            "flown": 2, "unseen": 1, "planned": 1, "tested": 1}
 # Where the code of each begins; what it imports of this package belongs to it
 RL = "lowrank_rl.rl."
 ROOTS = {
@@ -36,7 +36,7 @@ ROOTS = {
     "bcq-continuous": (f"{RL}policies.bcq_continuous",),
     "cql": (f"{RL}policies.cql", f"{RL}policies.cql_continuous"),
     "morel": (f"{RL}policies.morel", f"{RL}models.mlp_ensemble"),
-    "flown": (f"{RL}synthetic",),
+    "flown": (f"{RL}synthetic", f"{RL}imagined"),
     "unseen": (f"{RL}unseen", f"{RL}row_polynomials"),
     "planned": (f"{RL}policies.mpc", f"{RL}plan", f"{RL}score", f"{RL}models.true_env", f"{RL}models.particles"),
     "tested": (f"{RL}evaluate",),

@@ -26,7 +26,7 @@ from lowrank_rl.tensor import io
 from lowrank_rl.tensor.functional_checkpoint import EVERY, Checkpoint, load_moments, moments, named, part
 
 TOLD = 500       # updates between two entries of the history
-WATCHED = 10     # looks at the unfinished policy, evenly spread
+WATCHED = 20     # looks at the unfinished policy, evenly spread
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,16 @@ class Learned:
         """Whether it has a policy for the agent."""
         run = int(self.run[agent])
         return run >= 0 and int(self.failed[run]) < 0
+
+    def taking(self, runs: Tensor, other: "Learned") -> "Learned":
+        """The same with another's policies for these ``runs``, (G,) bool; both are of the same training."""
+        mixed = deepcopy(self.networks)
+        for name, network in mixed.items():
+            for mine, yours in zip(network.parameters(), other.networks[name].parameters(), strict=True):
+                rows = runs.repeat_interleave(len(mine) // len(runs))                # heads of each run
+                mine.data[rows] = yours.data[rows]
+        return Learned(self.choose, self.options, mixed, self.center, self.scale, self.run,
+                       torch.where(runs, other.failed, self.failed), self.actions, self.history)
 
     def reset(self, agent: Tensor) -> None:
         check.within("agent", agent, len(self.run))
@@ -332,6 +342,8 @@ def _train(learner: Learner, logs: Logs, config: Any, seed: int, checkpoint: str
         failed = torch.where((failed < 0) & ~loss.isfinite(), number + 1, failed)
         total = total + loss
         done = number + 1
+        if done in stops:     # before it is kept, so that a killed training comes here again
+            watch(done, failed.cpu())
         if done % TOLD == 0 or done == config.updates:
             mean = (total / (done - since))[failed < 0]
             history.append({"update": done, "loss": float(mean.mean()) if len(mean) else None,
@@ -340,8 +352,6 @@ def _train(learner: Learner, logs: Logs, config: Any, seed: int, checkpoint: str
             if progress:
                 progress(history[-1])
             keep.save(tensors, history)
-        if done in stops:
-            watch(done, failed.cpu())
         if bool((failed >= 0).all()) and done % TOLD == 0:
             break
     for network in learner.acting().values():         # the last update may have spoiled them after its loss was taken

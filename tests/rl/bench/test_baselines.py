@@ -1,5 +1,6 @@
 """The methods that PerSim is compared with, in the benchmark."""
 
+import math
 from dataclasses import replace
 from itertools import product
 
@@ -9,12 +10,15 @@ import torch
 
 from lowrank_rl.rl.bench import __main__ as bench
 from lowrank_rl.rl.bench import baselines, cases, pieces, published, report, run, train
+from lowrank_rl.rl.bench.baselines import fit_policy
 from lowrank_rl.rl.bench.options import Options
 from lowrank_rl.rl.bench.store import Cell, Record, Store
 from lowrank_rl.rl.bench.suites import work
 from lowrank_rl.rl.bench.tasks import tasks
 from lowrank_rl.rl.data import Episodes
+from lowrank_rl.rl.evaluate import returns
 from lowrank_rl.rl.models.particles import Particles
+from lowrank_rl.rl.policies import offline
 
 NAMES = [name for name, method in cases.METHODS.items() if method.baseline]
 WORDS = ["--env", "cartpole", "--budget", "tiny", "--agents", "2", "--jobs", "1"]
@@ -117,30 +121,78 @@ def test_a_corrupt_curve_is_named(tmp_path, text):
         train._curve(path)
 
 
+def nobody(*what):
+    pass
+
+
+def killed(words, share):
+    if words.startswith("training, update") and share > 0.5:
+        raise KeyboardInterrupt
+
+
+def same(one, two):
+    return all(torch.equal(mine, yours) for name, network in one.networks.items()
+               for mine, yours in zip(network.parameters(), two.networks[name].parameters(), strict=True))
+
+
 @pytest.mark.slow
-def test_a_killed_training_ends_with_the_same_policy_and_curve(tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "settings_of", lambda cell: {})
+@pytest.mark.parametrize(("method", "call"), [("bcq-a", 0), ("bcq-a", 7), ("persim-cql-5", 9), ("persim-cql-5", 10)])
+def test_a_killed_training_ends_with_the_same_policy_and_curve(tmp_path, monkeypatch, method, call):
+    """Killed when it tells of its progress, or in one of its looks, after an update at which it would be kept."""
+    if method == "bcq-a":
+        monkeypatch.setattr(pieces, "settings_of", lambda cell: {})
     monkeypatch.setattr("lowrank_rl.rl.policies.offline.EVERY", 0.0)
     monkeypatch.setattr("lowrank_rl.rl.policies.offline.TOLD", 5)
-    cell = Cell("cartpole", "pure", "bcq-a", 1, 0, "best", "tiny")
-
-    def told(*what):
-        pass
-
-    def killed(words, share):
-        if share > 0.5:
-            raise KeyboardInterrupt
+    config = replace(baselines.POLICIES["cql", "cartpole"], updates=200_000)
+    monkeypatch.setitem(baselines.POLICIES, ("cql", "cartpole"), config)
+    cell = Cell("cartpole", "random", method, 1, 0, "best", "tiny")
     for name in ("whole", "halves"):
-        train.make_data(tmp_path / name, cell, told)
-    train.train(tmp_path / "whole", cell, "cpu", told)
-    with pytest.raises(KeyboardInterrupt):
-        train.train(tmp_path / "halves", cell, "cpu", killed)
-    train.train(tmp_path / "halves", cell, "cpu", told)
+        train.make_data(tmp_path / name, cell, nobody)
+        if method != "bcq-a":
+            train.train(tmp_path / name, replace(cell, method="persim"), "cpu", nobody)
+    train.train(tmp_path / "whole", cell, "cpu", nobody)
+    with monkeypatch.context() as patch:
+        asked = iter(range(1, call + 1))
+        if call:
+            patch.setattr(train.evaluate, "returns", lambda *all_of, **them: killed("training, update", 1.0)
+                          if next(asked) == call else returns(*all_of, **them))
+        with pytest.raises(KeyboardInterrupt):
+            train.train(tmp_path / "halves", cell, "cpu", nobody if call else killed)
+    train.train(tmp_path / "halves", cell, "cpu", nobody)
     one, two = (pieces.load_policy(tmp_path / name, cell) for name in ("whole", "halves"))
     assert one.history[-1] == two.history[-1]
-    for name, network in one.networks.items():
-        for mine, yours in zip(network.parameters(), two.networks[name].parameters(), strict=True):
-            assert torch.equal(mine, yours)
+    assert len(one.history[-1]["curve"]) == offline.WATCHED
+    assert same(one, two)
+    assert {path.suffix for path in (tmp_path / "halves" / "models").iterdir()} == {".safetensors"}
+
+
+@pytest.mark.slow
+def test_policies_of_flown_trajectories_are_the_best_in_their_simulators(tmp_path, monkeypatch):
+    """Each agent's policy is the one of the look at which it earned most there; ``paper`` keeps the last."""
+    looked = []
+    monkeypatch.setattr(baselines, "fit_policy", lambda *what, watch, **options: fit_policy(
+        *what, watch=lambda done, policy: (looked.append(policy), watch(done, policy)), **options))
+    for settings in ("best", "paper"):
+        cell = Cell("cartpole", "random", "persim-bcq-5", 1, 0, settings, "tiny")
+        train.make_data(tmp_path, cell, nobody)
+        train.train(tmp_path, replace(cell, method="persim"), "cpu", nobody)
+        train.train(tmp_path, cell, "cpu", nobody)
+        policy = pieces.load_policy(tmp_path, cell)
+        if settings == "paper":
+            assert "imagined" not in policy.history[-1]
+            assert same(policy, looked[-1])
+            break
+        looks = policy.history[-1]["imagined"]
+        assert list(looks) == list(policy.history[-1]["curve"]) == [str(math.ceil(55 * k / 20)) for k in range(1, 21)]
+        places = [max(range(20), key=lambda k, agent=agent: (list(looks.values())[k][agent], k)) for agent in "01234"]
+        assert len(set(places)) > 1
+        expected = looked[-1]
+        for agent, place in enumerate(places):
+            expected = expected.taking(torch.arange(5) == agent, looked[place])
+        assert same(policy, expected)
+        assert not same(policy, looked[-1])
+        assert "selected" in pieces.settings_of(cell)
+        looked.clear()
 
 
 def test_a_policy_that_always_does_the_same_is_told():
