@@ -51,7 +51,7 @@ def environment(name: str, built: report.Report) -> list[str]:
     lines = [f"## {NAMES[name]}", "", f"[The full report](../{told}).", ""]
     for part in built.parts:
         lines += [seeds(part.gathered), ""]
-        for key in ("wins", "ranks"):
+        for key in ("wins", "ranks", "looks"):
             table = part.table(key)
             lines += markdown(table) if table else []
         older = {(group.method, group.dataset) for group in part.gathered.groups if group.older}

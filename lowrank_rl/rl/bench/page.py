@@ -150,12 +150,12 @@ def _counts(report: Report) -> list[str]:
 def _dataset(report: Report, dataset: str, pictures: Sequence[Path]) -> list[str]:
     """All tables, curves and pictures of one data set; beside it, what learns from none."""
     lines = []
-    for key in ("reward", "middles", "rmse", "r2_median"):
+    for key in ("reward", "middles", "rmse", "r2_median", "looks"):
         table = report.table(key)
         rows = [row for row in table.rows if row.labels[1] in (dataset, "none")] if table else []
         if rows:
-            where = published.table_of(report.environment.name, dataset, key, report.gathered.unseen) if key != "middles" else \
-                None
+            where = published.table_of(report.environment.name, dataset, key, report.gathered.unseen) \
+                if key in published.METRICS else None
             paper = f", as in the paper's Table {where}" if where else ""
             title = f"{table.title}, {dataset} data{paper}"
             lines += markup.box(table, rows, f"{_key(report)}{dataset}-{key}", title, labels=(0, 2))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lowrank_rl import rng
-from lowrank_rl.rl.bench import cases, contests, costs, notes, published
+from lowrank_rl.rl.bench import cases, contests, costs, looks, notes, published
 from lowrank_rl.rl.bench.gather import Gathered, Group, by_kind_of_agent, gather
 from lowrank_rl.rl.bench.published import paper
 from lowrank_rl.rl.bench.scores import Scale, scales
@@ -59,7 +59,7 @@ def _part(environment: Environment, cells: list[Cell], records: dict[Cell, Recor
     found = [_beside_the_paper("reward", environment, gathered, places), _middles_and_scores(environment, gathered),
              _beside_the_paper("rmse", environment, gathered, contests.leaders(gathered, "rmse")),
              _beside_the_paper("r2_median", environment, gathered, contests.leaders(gathered, "r2_median")),
-             contests.wins(gathered), contests.ranks(places), costs.table(gathered)]
+             contests.wins(gathered), contests.ranks(places), looks.table(gathered), costs.table(gathered)]
     tables = [table for table in found if table]
     if gathered.unseen:
         tables = [replace(table, title=f"Unseen agents: {table.title[0].lower()}{table.title[1:]}") for table in tables]

@@ -1,0 +1,40 @@
+"""What it was worth to choose policies in simulators, from hand-made curves."""
+
+from dataclasses import replace
+
+from lowrank_rl.rl.bench import cases, looks, page, report, tables
+from lowrank_rl.rl.bench.page import Chapter
+from lowrank_rl.rl.bench.store import Cell, Record
+
+CELL = Cell("mountaincar", "random", "persim-bcq-5", 1, 0, "best", "small")
+CONFIG = {"budget": {"agents": 500, "return_episodes": 2, "error_episodes": 50, "return_steps": None}}
+
+
+def record(imagined, true, **changes):
+    """Looks after 10, 20, ... updates, told in the order of their names, as JSON's sorted keys would be."""
+    curves = {name: dict(sorted((str(10 * k), value) for k, value in enumerate(values, 1)))
+              for name, values in (("imagined", imagined), ("curve", true)) if values}
+    return Record(replace(CELL, **changes), "done", returns=[-70.0, -72.0], config=CONFIG, training=curves)
+
+
+def build(*records):
+    return report.build(cases.ENVIRONMENTS["mountaincar"], [r.cell for r in records], {r.cell: r for r in records})
+
+
+def test_kept_last_and_best_looks():
+    many = [-90.0] * 9 + [-80.0]                                           # the tenth is the last, though "100" < "20"
+    built = build(record([-60.0, -50.0, -50.0, -70.0], [-100.0, -40.0, -55.0, -80.0]),
+                  record([-50.0, -60.0], [-61.0, -59.0], seed=1),
+                  record([-9.0] + [-500.0] * 9, many, agent=2),
+                  record(None, [-1.0, -2.0], agent=3), record(None, [-1.0, -2.0], method="bcq-a"))
+    table = built.table("looks")
+    assert {row.labels[0] for row in table.rows} == {"persim-bcq-5"}
+    found = {row.labels[2]: [entry.text for entry in row.entries] for row in table.rows}
+    assert found == {"kept, as simulated": ["-50", "-9", "-"], "kept": ["-58", "-90", "-"],      # of equal looks the later
+                     "last": ["-69.5", "-80", "-"], "best": ["-49.5", "-80", "-"]}
+    assert "Policies chosen in simulators" in "\n".join(tables.markdown(table))
+    assert "Policies chosen in simulators: returns of the looks, random data" in page.page(Chapter(built))
+
+
+def test_nothing_is_told_where_nothing_was_chosen():
+    assert looks.table(build(record(None, [-1.0, -2.0])).gathered) is None
