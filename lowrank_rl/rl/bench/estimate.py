@@ -59,7 +59,7 @@ def print_list(out: dict[str, Path], work: Work, records: dict[str, dict[Cell, R
     for cell in work.logged:
         print(f"{'to do' if cell in left.logged else 'done':6}  data {cell.environment}/{cell.dataset}/seed {cell.seed}")
     print(f"{len(work.all)} cells; about {total / 3600:.2f} hours of one worker, {total / 3600 / jobs:.2f} with {jobs}, "
-          "from a probe of this machine (not counted: data collection, looks at unfinished policies, prediction errors, pictures)")
+          "from a probe of this machine (without data collection, looks at unfinished policies, prediction errors, pictures)")
 
 
 def seconds(cell: Cell, device: str) -> tuple[float, float]:
