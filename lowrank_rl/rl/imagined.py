@@ -8,6 +8,7 @@ Episodes start where logged ones did. Whatever acts in an ``Environment`` acts i
     found, _ = returns(environment, policy, agents, [0, 1, 2], episodes=20, seed=0)
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -18,11 +19,20 @@ from lowrank_rl import check
 from lowrank_rl.rl.contracts import DynamicsModel, Environment, fresh_view
 
 
+class Diverged(ValueError):
+    """Predictions of these agents' next states are NaN or Inf."""
+
+    def __init__(self, agents: Collection[int]) -> None:
+        super().__init__(f"agents {sorted(agents)}: expected predictions that are finite numbers, got NaN or Inf; leave them "
+                         "out, or train their simulators longer")
+        self.agents = frozenset(agents)
+
+
 def imagined(environment: Environment, model: DynamicsModel, start: np.ndarray | Tensor, count: int
              ) -> tuple[Environment, Tensor]:
     """The environment with the model's dynamics, and its agents' covariates, (count, 1): their numbers in the model.
 
-    A state whose prediction is no finite number stays as it was.
+    Its ``step`` raises ``Diverged`` where a prediction is no finite number.
 
     Args:
         environment: its reward, ends and step limit are used, never its dynamics.
@@ -46,10 +56,14 @@ def imagined(environment: Environment, model: DynamicsModel, start: np.ndarray |
     def step(numbers: Tensor, state: Tensor, action: Tensor) -> Tensor:
         view = fresh_view(numbers[:, 0].long(), state, environment.actions.size)
         after = model.predict(model.context(view), state.expand(model.members, *state.shape), action).double().mean(0)
-        return torch.where(after.isfinite().all(1, keepdim=True), after, state)
+        lost = ~after.isfinite().all(1)
+        if lost.any():
+            raise Diverged({int(number) for number in numbers[lost, 0]})
+        return after
 
     def reset(size: int, *, generator: torch.Generator) -> Tensor:
         return first[torch.randint(len(first), (size,), generator=generator)]
     number = torch.arange(count, dtype=torch.float64)[:, None]
-    return replace(environment, name=f"{environment.name}, imagined", covariate_names=("agent",), covariate_low=(0.0,),
-                   covariate_high=(count - 1.0,), step=step, reset=reset, rollout=None), number
+    return replace(environment, name=f"{environment.name}, imagined", gym_id="", covariate_names=("agent",),
+                   covariate_low=(0.0,), covariate_high=(count - 1.0,), test_agents=tuple((float(i),) for i in range(count)),
+                   policy_training_agents=(), default_agent=(0.0,), step=step, reset=reset, rollout=None), number

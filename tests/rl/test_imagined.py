@@ -10,7 +10,7 @@ from stand_ins import balance, energy_pumping
 from lowrank_rl.rl.data import agents
 from lowrank_rl.rl.envs import cartpole, mountaincar
 from lowrank_rl.rl.evaluate import returns
-from lowrank_rl.rl.imagined import imagined
+from lowrank_rl.rl.imagined import Diverged, imagined
 from lowrank_rl.rl.models.true_env import TrueEnv
 from lowrank_rl.rng import stream
 
@@ -32,7 +32,7 @@ def test_the_true_model_imagines_true_episodes(environment, policy):
     after = environment.step(covariates[np.repeat(episodes.agent, episodes.lengths)], torch.from_numpy(episodes.state),
                              torch.from_numpy(episodes.action))
     torch.testing.assert_close(after, torch.from_numpy(episodes.next_state), atol=1e-12, rtol=0)
-    assert found.ravel().tolist() == episodes.returns.tolist()
+    assert np.abs(found).ravel().tolist() == (episodes.lengths - (environment is CAR)).tolist()    # the goal costs nothing
     assert (numbers[:, 0].tolist(), episodes.covariates[:, 0].tolist()) == ([0, 1, 2, 3, 4], [1, 1, 1, 4, 4, 4])
 
 
@@ -48,10 +48,23 @@ class Members:
         return torch.where(context == 1, torch.nan, moved)
 
 
-def test_each_step_is_the_mean_of_the_members_and_no_number_changes_nothing():
+def test_each_step_is_the_mean_of_the_members():
     inside, numbers = imagined(CAR, Members(), np.zeros((2, 2)), count=2)
-    after = inside.step(numbers, torch.tensor([[0.5, 1.0], [0.5, 1.0]]).double(), torch.zeros((2, 1), dtype=torch.int64))
-    assert after.tolist() == [[1.5, 2.0], [0.5, 1.0]]
+    after = inside.step(numbers[:1], torch.tensor([[0.5, 1.0]]).double(), torch.zeros((1, 1), dtype=torch.int64))
+    assert after.tolist() == [[1.5, 2.0]]
+
+
+def test_a_prediction_that_is_no_number_names_the_agent():
+    inside, numbers = imagined(CAR, Members(), np.zeros((2, 2)), count=3)
+    with pytest.raises(Diverged, match=r"agents \[1\]: expected predictions that are finite .*, got NaN or Inf; leave") as told:
+        returns(inside, energy_pumping(), numbers, [0, 1, 2], episodes=2, seed=0)
+    assert told.value.agents == {1}
+
+
+def test_its_agents_are_numbers():
+    inside, numbers = imagined(POLE, Members(), np.zeros((2, 4)), count=3)
+    assert torch.equal(agents(inside, 3, seed=0), numbers)
+    assert (inside.covariate_names, inside.max_steps) == (("agent",), POLE.max_steps)
 
 
 @pytest.mark.parametrize(("start", "words"), [

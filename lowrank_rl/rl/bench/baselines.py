@@ -1,7 +1,7 @@
 """The methods that PerSim is compared with, as data: how each is learned, with which settings, from how much.
 
-Settings are the sources' (docs/baselines.md). ``best`` and ``paper`` differ in how simulators are planned in, not here. A
-budget takes a share of the updates.
+Settings are the sources' (docs/baselines.md). ``best`` and ``paper`` differ in how simulators are planned in and select
+policies, not here. A budget takes a share of the updates.
 """
 
 from collections.abc import Callable

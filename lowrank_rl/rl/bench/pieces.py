@@ -21,9 +21,9 @@ from lowrank_rl.rl.contracts import DynamicsModel
 from lowrank_rl.rl.models.persim import PerSim, PerSimConfig
 from lowrank_rl.rl.plan import ShootingConfig
 from lowrank_rl.rl.policies.cloned import Cloned
-from lowrank_rl.rl.policies.offline import WATCHED, Learned
+from lowrank_rl.rl.policies.offline import JUDGED, Learned
 
-SELECTED = f"the best of {WATCHED} looks, in the agent's simulator"
+SELECTED = f"the best of {JUDGED} looks, in the agent's simulator"
 
 
 def data_path(out: Path, cell: Cell) -> Path:

@@ -11,8 +11,7 @@ import torch
 from lowrank_rl import check, rng
 from lowrank_rl.files import whole
 from lowrank_rl.rl import data, evaluate
-from lowrank_rl.rl.bench import baselines, cases, pieces
-from lowrank_rl.rl.bench.selection import Selection
+from lowrank_rl.rl.bench import baselines, cases, pieces, selection
 from lowrank_rl.rl.bench.store import Cell
 from lowrank_rl.rl.contracts import Experience
 from lowrank_rl.rl.models.persim import PerSimConfig, fit_persim
@@ -98,8 +97,9 @@ def _told(say: Say, config: Any, entry: dict) -> None:
 def _train_policies(out: Path, cell: Cell, device: str, say: Say) -> None:
     """Learn the policies of a baseline, unless they are there; resumes where it was killed.
 
-    Their history ends with a curve: the test agents' returns in the true environment after a twentieth, two twentieths, ... of
-    the updates. It is for people to look at; nothing is chosen by it.
+    Their history ends with a curve: the test agents' returns in the true environment after a tenth, two tenths, ... of the
+    updates. It is for people to look at; nothing is chosen by it. Where simulators select (selection.py), a second curve says
+    what policies earned there, and both are of each twentieth.
     """
     path = pieces.model_path(out, cell)
     if path.exists():
@@ -107,36 +107,34 @@ def _train_policies(out: Path, cell: Cell, device: str, say: Say) -> None:
         return
     environment, budget = cases.ENVIRONMENTS[cell.environment], baselines.budget_of(cell)
     check.writable_folder(path.parent)
-    looks = path.with_suffix(".curve")
-    curve = _curve(looks)
+    file = path.with_suffix(".curve")
+    curve = _curve(file)
     tests = list(range(len(environment.test_agents)))
     covariates = data.agents(environment, budget.agents, seed=cell.seed)
-    selection = Selection(out, cell) if pieces.selects(cell) else None
 
     def watch(done: int, policy: Learned) -> None:
-        if selection:
-            selection.look(done, policy)
         able = [agent for agent in tests if policy.able(agent)]
         if done not in curve and able:
             found, _ = evaluate.returns(environment, policy, covariates, able, episodes=min(LOOKS, budget.return_episodes),
                                         seed=cell.seed, max_steps=budget.return_steps)
             curve[done] = dict(zip(able, found.mean(1).tolist(), strict=True))
-            with whole(looks) as partial_file:
+            with whole(file) as partial_file:
                 partial_file.write_text(json.dumps(curve))
 
-    config = pieces.learning(cell)
+    config, selects = pieces.learning(cell), pieces.selects(cell)
     policy = baselines.fit_policy(cell, config, pieces.load_data(out, cell), environment, _flown(out, cell, say), watch=watch,
                                   device=device, seed=rng.integer(cell.seed, cell.environment, cell.method),
                                   progress=partial(_told_of_policy, say, baselines.length(cell, config)),
-                                  checkpoint=path.with_suffix(".checkpoint"))
+                                  checkpoint=path.with_suffix(".checkpoint"),
+                                  **({"judge": selection.judge(out, cell)} if selects else {}))
     seen = {"curve": {str(at): {str(agent): x for agent, x in found.items()} for at, found in sorted(curve.items())}}
-    if selection:
-        policy, seen = selection.chosen(policy), {**seen, "imagined": selection.looks}
+    if selects:
+        *policy.history, last = policy.history
+        seen["imagined"] = {at: {str(agent): worth[policy.run[agent]] for agent in tests}
+                            for at, worth in last["looks"].items()}
     policy.history = [*policy.history, seen]
     policy.save(path, baselines.kind(cell))
-    looks.unlink(missing_ok=True)
-    if selection:
-        selection.close()
+    file.unlink(missing_ok=True)
 
 
 def _curve(path: Path) -> dict[int, dict]:

@@ -194,6 +194,8 @@ def _improve(ppo: "PPO", world: "Pessimistic", config: MOReLConfig, whole: int, 
             losses.append(math.nan)
         if not (math.isfinite(losses[-1]) and _finite(ppo)):
             failed = done
+        else:       # before it is kept, so that a killed training comes here again
+            look(before, done, lambda: _of(_tensors(ppo, world, -1), len(config.hidden)))
         if done == whole or failed >= 0 or done * TOLD // whole > before * TOLD // whole:
             mean = float(np.mean(losses))
             entry = {"update": done, "loss": mean if math.isfinite(mean) else None, **world.told(),
@@ -206,7 +208,6 @@ def _improve(ppo: "PPO", world: "Pessimistic", config: MOReLConfig, whole: int, 
             keep.save(partial(_tensors, ppo, world, failed), history)
         if failed >= 0:
             return failed
-        look(before, done, lambda: _of(_tensors(ppo, world, -1), len(config.hidden)))
     return -1
 
 

@@ -26,7 +26,8 @@ from lowrank_rl.tensor import io
 from lowrank_rl.tensor.functional_checkpoint import EVERY, Checkpoint, load_moments, moments, named, part
 
 TOLD = 500       # updates between two entries of the history
-WATCHED = 20     # looks at the unfinished policy, evenly spread
+WATCHED = 10     # looks at the unfinished policy, evenly spread
+JUDGED = 20      # and where the best of them is kept
 
 
 @dataclass(frozen=True)
@@ -157,15 +158,12 @@ class Learned:
         run = int(self.run[agent])
         return run >= 0 and int(self.failed[run]) < 0
 
-    def taking(self, runs: Tensor, other: "Learned") -> "Learned":
-        """The same with another's policies for these ``runs``, (G,) bool; both are of the same training."""
+    def taking(self, runs: Tensor, networks: dict[str, Mlp]) -> Self:
+        """The same with other networks for these ``runs``, (G,) bool."""
         mixed = deepcopy(self.networks)
-        for name, network in mixed.items():
-            for mine, yours in zip(network.parameters(), other.networks[name].parameters(), strict=True):
-                rows = runs.repeat_interleave(len(mine) // len(runs))                # heads of each run
-                mine.data[rows] = yours.data[rows]
-        return Learned(self.choose, self.options, mixed, self.center, self.scale, self.run,
-                       torch.where(runs, other.failed, self.failed), self.actions, self.history)
+        _copy(mixed, networks, runs)
+        return type(self)(self.choose, self.options, mixed, self.center, self.scale, self.run, self.failed, self.actions,
+                          self.history)
 
     def reset(self, agent: Tensor) -> None:
         check.within("agent", agent, len(self.run))
@@ -211,6 +209,47 @@ class Learned:
         actions = (Discrete if header["discrete"] else Box)(**header["actions"])
         parts = (tensors[name] for name in ("center", "scale", "run", "failed"))
         return cls(choose, header["options"], networks, *parts, actions, header["history"])
+
+
+class Looks:
+    """What the policies of an unfinished training were worth at each look, and each run's networks at its best."""
+
+    def __init__(self, networks: dict[str, Mlp], runs: int) -> None:
+        self.networks = deepcopy(networks)
+        self.done = torch.zeros(0, dtype=torch.int64)                  # updates before each look
+        self.worth = torch.zeros((0, runs), dtype=torch.float64)       # -Inf where a run had nothing to judge
+
+    def look(self, done: int, networks: dict[str, Mlp], worth: Tensor) -> None:
+        """worth: (G,), higher is better; of equal looks the later is kept."""
+        worth = torch.where(worth.isnan(), -torch.inf, worth.double())[None]
+        self.done, self.worth = torch.cat([self.done, torch.tensor([done])]), torch.cat([self.worth, worth])
+        _copy(self.networks, networks, worth[0] >= self.worth.amax(0))
+
+    def best(self, last: Learned) -> Learned:
+        """Each run's best policy. Of runs that diverged, or never had anything to judge, the last one."""
+        found = last.taking((last.failed < 0) & (self.worth > -torch.inf).any(0), self.networks)
+        worth = [[x if math.isfinite(x) else None for x in each] for each in self.worth.tolist()]
+        found.history = [*last.history, {"looks": dict(zip(map(str, self.done.tolist()), worth, strict=True))}]
+        return found
+
+    def tensors(self) -> dict[str, Tensor]:
+        kept = {"looks": self.done, "worth": self.worth}
+        for name, network in self.networks.items():
+            kept |= named(f"best {name}", network.state_dict())
+        return kept
+
+    def restore(self, kept: dict[str, Tensor]) -> None:
+        self.done, self.worth = kept["looks"], kept["worth"]
+        for name, network in self.networks.items():
+            network.load_state_dict(part(f"best {name}", kept))
+
+
+@torch.no_grad()
+def _copy(mine: dict[str, Mlp], yours: dict[str, Mlp], runs: Tensor) -> None:
+    """These runs' (G,) parameters, in place."""
+    for name, network in mine.items():
+        for to, whence in zip(network.parameters(), yours[name].parameters(), strict=True):
+            to[runs] = whence[runs]
 
 
 def streams(seed: int, runs: int, *labels: object, device: str | torch.device = "cpu") -> list[torch.Generator]:
@@ -277,7 +316,8 @@ def checked(data: Experience, run: Tensor, actions: Discrete | Box) -> None:
 
 def fit(make: Callable[..., Learner], choose: Callable[..., Tensor], options: dict[str, float], data: Experience, run: Tensor,
         actions: Discrete | Box, config: Any, *, seed: int, device: str = "cpu", checkpoint: str | Path | None = None,
-        progress: Callable[[dict], None] | None = None, watch: Callable[[int, Learned], None] | None = None) -> Learned:
+        progress: Callable[[dict], None] | None = None, watch: Callable[[int, Learned], None] | None = None,
+        judge: Callable[[Learned], Tensor] | None = None) -> Learned:
     """Learn the policies of all runs by an algorithm.
 
     Args:
@@ -286,7 +326,10 @@ def fit(make: Callable[..., Learner], choose: Callable[..., Tensor], options: di
         config: with ``updates`` and ``batch``.
         checkpoint: a file for unfinished training; the same call goes on to the same bits, and removes it.
         progress: called with each entry of the history ("update", "loss", "seconds").
-        watch: called ``WATCHED`` times, evenly spread, with the number of updates done and the policy so far.
+        watch: called ``WATCHED`` times (``JUDGED`` with a judge), evenly spread, with the number of updates done and the
+            policy so far.
+        judge: what each run's policy so far is worth, (G,), higher is better. Each run then ends with the policy of its best
+            look, not with the last, and the history with {"looks": {updates done: worth of each run}}.
 
     Raises:
         ValueError: shapes that disagree, NaN or Inf, an agent out of range, actions of another kind or outside the bounds,
@@ -300,19 +343,27 @@ def fit(make: Callable[..., Learner], choose: Callable[..., Tensor], options: di
     def policy(failed: Tensor, history: list[dict]) -> Learned:
         return Learned(choose, options, {name: network.cpu() for name, network in deepcopy(learner.acting()).items()},
                        logs.center, logs.scale, run, failed, actions, history)
+    looks = Looks(policy(torch.full((logs.runs,), -1), []).networks, logs.runs) if judge else None
 
-    history, failed = _train(learner, logs, config, seed, checkpoint, progress, lambda done, failed: watch(
-        done, policy(failed, [])) if watch else None)
-    return policy(failed, history)
+    def look(done: int, failed: Tensor) -> None:
+        now = policy(failed, [])
+        if looks:
+            looks.look(done, now.networks, judge(now))
+        if watch:
+            watch(done, now)
+    history, failed = _train(learner, logs, config, seed, checkpoint, progress, look if watch or judge else None, looks)
+    last = policy(failed, history)
+    return looks.best(last) if looks else last
 
 
 def _train(learner: Learner, logs: Logs, config: Any, seed: int, checkpoint: str | Path | None,
-           progress: Callable[[dict], None] | None, watch: Callable[[int, Tensor], None]) -> tuple[list[dict], Tensor]:
+           progress: Callable[[dict], None] | None, look: Callable[[int, Tensor], None] | None,
+           looks: Looks | None) -> tuple[list[dict], Tensor]:
     """The history, and (G,) the update at which a run's loss became NaN or Inf, -1 where none did."""
     generators = streams(seed, logs.runs, "batches")
     failed = torch.full((logs.runs,), -1, device=logs.device)
     history: list[dict] = []
-    keep = Checkpoint(checkpoint, EVERY, _job(learner, logs, config, seed) if checkpoint else "")
+    keep = Checkpoint(checkpoint, EVERY, _job(learner, logs, config, seed, looks) if checkpoint else "")
     drawn = [*generators, *learner.draws]
     found = keep.resume()
     if found:
@@ -324,9 +375,12 @@ def _train(learner: Learner, logs: Logs, config: Any, seed: int, checkpoint: str
             load_moments(optimizer, part(f"optimizer {name}", kept))
         for number, generator in enumerate(drawn):
             generator.set_state(kept[f"stream {number}"])
+        if looks:
+            looks.restore(kept)
 
     def tensors() -> dict[str, Tensor]:
-        out = {"failed": failed, **{f"stream {number}": g.get_state() for number, g in enumerate(drawn)}}
+        out = {"failed": failed, **{f"stream {number}": g.get_state() for number, g in enumerate(drawn)},
+               **(looks.tensors() if looks else {})}
         for name, module in learner.modules.items():
             out |= named(name, module.state_dict())
         for name, optimizer in learner.optimizers.items():
@@ -334,7 +388,8 @@ def _train(learner: Learner, logs: Logs, config: Any, seed: int, checkpoint: str
         return out
 
     started, total = time.monotonic() - (history[-1]["seconds"] if history else 0.0), 0.0
-    stops = {math.ceil(config.updates * k / WATCHED) for k in range(1, WATCHED + 1)}
+    count = JUDGED if looks else WATCHED
+    stops = {math.ceil(config.updates * k / count) for k in range(1, count + 1)} if look else set()
     begin = history[-1]["update"] if history else 0
     since = begin
     for number in range(begin, config.updates):
@@ -343,7 +398,7 @@ def _train(learner: Learner, logs: Logs, config: Any, seed: int, checkpoint: str
         total = total + loss
         done = number + 1
         if done in stops:     # before it is kept, so that a killed training comes here again
-            watch(done, failed.cpu())
+            look(done, failed.cpu())
         if done % TOLD == 0 or done == config.updates:
             mean = (total / (done - since))[failed < 0]
             history.append({"update": done, "loss": float(mean.mean()) if len(mean) else None,
@@ -362,10 +417,10 @@ def _train(learner: Learner, logs: Logs, config: Any, seed: int, checkpoint: str
     return history, failed.cpu()
 
 
-def _job(learner: Learner, logs: Logs, config: Any, seed: int) -> str:
-    """Changes with the algorithm, its settings, the data or the seed."""
+def _job(learner: Learner, logs: Logs, config: Any, seed: int, looks: Looks | None) -> str:
+    """Changes with the algorithm, its settings, the data or the seed, and with whether looks are judged."""
     digest = hashlib.blake2b(f"{type(learner).__name__} {[(f.name, getattr(config, f.name)) for f in fields(config)]} {seed} "
-                             f"{learner.modules}".encode(), digest_size=16)
+                             f"{learner.modules}{' judged' if looks else ''}".encode(), digest_size=16)
     for values in (*logs._parts.values(), logs.count):
         digest.update(values.cpu().numpy().tobytes())
     return digest.hexdigest()

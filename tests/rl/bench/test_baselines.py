@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lowrank_rl.rl.bench import __main__ as bench
-from lowrank_rl.rl.bench import baselines, cases, pieces, published, report, run, train
+from lowrank_rl.rl.bench import baselines, cases, pieces, published, report, run, selection, train
 from lowrank_rl.rl.bench.baselines import fit_policy
 from lowrank_rl.rl.bench.options import Options
 from lowrank_rl.rl.bench.store import Cell, Record, Store
@@ -18,7 +18,6 @@ from lowrank_rl.rl.bench.tasks import tasks
 from lowrank_rl.rl.data import Episodes
 from lowrank_rl.rl.evaluate import returns
 from lowrank_rl.rl.models.particles import Particles
-from lowrank_rl.rl.policies import offline
 
 NAMES = [name for name, method in cases.METHODS.items() if method.baseline]
 WORDS = ["--env", "cartpole", "--budget", "tiny", "--agents", "2", "--jobs", "1"]
@@ -136,7 +135,8 @@ def same(one, two):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "call"), [("bcq-a", 0), ("bcq-a", 7), ("persim-cql-5", 9), ("persim-cql-5", 10)])
+@pytest.mark.parametrize(("method", "call"), [
+    ("bcq-a", 0), ("bcq-a", 10), ("persim-cql-5", 9), ("persim-cql-5", 10), ("persim-cql-5", 19), ("persim-cql-5", 20)])
 def test_a_killed_training_ends_with_the_same_policy_and_curve(tmp_path, monkeypatch, method, call):
     """Killed when it tells of its progress, or in one of its looks, after an update at which it would be kept."""
     if method == "bcq-a":
@@ -161,7 +161,7 @@ def test_a_killed_training_ends_with_the_same_policy_and_curve(tmp_path, monkeyp
     train.train(tmp_path / "halves", cell, "cpu", nobody)
     one, two = (pieces.load_policy(tmp_path / name, cell) for name in ("whole", "halves"))
     assert one.history[-1] == two.history[-1]
-    assert len(one.history[-1]["curve"]) == offline.WATCHED
+    assert len(one.history[-1]["curve"]) == (10 if method == "bcq-a" else 20)
     assert same(one, two)
     assert {path.suffix for path in (tmp_path / "halves" / "models").iterdir()} == {".safetensors"}
 
@@ -180,19 +180,39 @@ def test_policies_of_flown_trajectories_are_the_best_in_their_simulators(tmp_pat
         policy = pieces.load_policy(tmp_path, cell)
         if settings == "paper":
             assert "imagined" not in policy.history[-1]
+            assert len(looked) == 10
             assert same(policy, looked[-1])
             break
-        looks = policy.history[-1]["imagined"]
-        assert list(looks) == list(policy.history[-1]["curve"]) == [str(math.ceil(55 * k / 20)) for k in range(1, 21)]
-        places = [max(range(20), key=lambda k, agent=agent: (list(looks.values())[k][agent], k)) for agent in "01234"]
+        curves = policy.history[-1]
+        assert list(curves["imagined"]) == list(curves["curve"]) == [str(math.ceil(55 * k / 20)) for k in range(1, 21)]
+        assert "looks" not in policy.history[-2]
+        looks = list(curves["imagined"].values())
+        places = [max(range(20), key=lambda k, agent=agent: (looks[k][agent], k)) for agent in "01234"]
         assert len(set(places)) > 1
-        expected = looked[-1]
-        for agent, place in enumerate(places):
-            expected = expected.taking(torch.arange(5) == agent, looked[place])
-        assert same(policy, expected)
-        assert not same(policy, looked[-1])
+        for name, network in policy.networks.items():
+            for agent, place in enumerate(places):
+                pairs = zip(network.parameters(), looked[place].networks[name].parameters(), strict=True)
+                assert all(torch.equal(mine[agent], theirs[agent]) for mine, theirs in pairs)
         assert "selected" in pieces.settings_of(cell)
         looked.clear()
+
+
+@pytest.mark.slow
+def test_a_policy_is_worth_its_return_in_its_own_simulator(tmp_path, monkeypatch):
+    """And nothing where there is none, or the simulator diverges."""
+    cell = Cell("cartpole", "random", "persim-bcq-5", 1, 0, "best", "tiny")
+    train.make_data(tmp_path, cell, nobody)
+    train.train(tmp_path, replace(cell, method="persim"), "cpu", nobody)
+    train.train(tmp_path, cell, "cpu", nobody)
+    policy, worth = pieces.load_policy(tmp_path, cell), selection.judge(tmp_path, cell)
+    whole = worth(policy)
+    curves = policy.history[-1]["imagined"]
+    assert whole.tolist() == [max(look[agent] for look in curves.values()) for agent in "01234"]
+    policy.failed[3] = 17
+    predict = pieces.PerSim.predict
+    monkeypatch.setattr(pieces.PerSim, "predict", lambda self, context, state, action, generator=None: torch.where(
+        context[..., :1] == self.rows[:, 1:2, :1], torch.nan, predict(self, context, state, action, generator)))
+    assert worth(policy).tolist() == [whole[0], -math.inf, whole[2], -math.inf, whole[4]]
 
 
 def test_a_policy_that_always_does_the_same_is_told():

@@ -1,4 +1,4 @@
-"""What it was worth to choose policies in simulators, from hand-made curves."""
+"""What it was worth to select policies in simulators, from hand-made curves."""
 
 from dataclasses import replace
 
@@ -22,19 +22,29 @@ def build(*records):
 
 
 def test_kept_last_and_best_looks():
+    """Agent 4's simulator could not judge the second look, nor any of seed 1's."""
     many = [-90.0] * 9 + [-80.0]                                           # the tenth is the last, though "100" < "20"
     built = build(record([-60.0, -50.0, -50.0, -70.0], [-100.0, -40.0, -55.0, -80.0]),
                   record([-50.0, -60.0], [-61.0, -59.0], seed=1),
                   record([-9.0] + [-500.0] * 9, many, agent=2),
+                  record([-60.0, None], [-61.0, -50.0], agent=4), record([None, None], [-71.0, -72.0], agent=4, seed=1),
                   record(None, [-1.0, -2.0], agent=3), record(None, [-1.0, -2.0], method="bcq-a"))
     table = built.table("looks")
     assert {row.labels[0] for row in table.rows} == {"persim-bcq-5"}
     found = {row.labels[2]: [entry.text for entry in row.entries] for row in table.rows}
-    assert found == {"kept, as simulated": ["-50", "-9", "-"], "kept": ["-58", "-90", "-"],      # of equal looks the later
-                     "last": ["-69.5", "-80", "-"], "best": ["-49.5", "-80", "-"]}
-    assert "Policies chosen in simulators" in "\n".join(tables.markdown(table))
-    assert "Policies chosen in simulators: returns of the looks, random data" in page.page(Chapter(built))
+    assert found == {"kept, as simulated": ["-50", "-9", "-", "-60"],            # of equal looks the later
+                     "kept": ["-58", "-90", "-", "-66.5"],
+                     "last": ["-69.5", "-80", "-", "-61"], "best": ["-49.5", "-80", "-", "-60.5"]}
+    assert "Policies selected in simulators" in "\n".join(tables.markdown(table))
+    assert "Policies selected in simulators: returns of the looks, random data" in page.page(Chapter(built))
 
 
-def test_nothing_is_told_where_nothing_was_chosen():
+def test_a_curve_that_begins_later():
+    short = record([-50.0, -60.0, -70.0], [-51.0, -61.0, -71.0])
+    del short.training["curve"]["10"]
+    found = {row.labels[2]: row.entries[0].text for row in build(short).table("looks").rows}
+    assert found == {"kept, as simulated": "-50", "kept": "-", "last": "-71", "best": "-61"}
+
+
+def test_nothing_is_told_where_nothing_was_selected():
     assert looks.table(build(record(None, [-1.0, -2.0])).gathered) is None

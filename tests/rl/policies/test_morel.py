@@ -252,11 +252,11 @@ def test_episodes_outlast_the_updates_of_the_policy():
     assert [number for number, entry in enumerate(entries, 1) if entry["reward"] is not None] == [4, 8]
 
 
-def test_watch_sees_twenty_policies_of_the_runs_begun():
+def test_watch_sees_ten_policies_of_the_runs_begun():
     seen = []
     fit(config=replace(QUICK, steps=320 * 20), watch=lambda done, policy: seen.append((done, policy.run.tolist())))
-    assert [done for done, _ in seen] == [320 * 2 * k for k in range(1, 21)]
-    assert [run for _, run in seen] == [[0, -1]] * 10 + [[0, 1]] * 10
+    assert [done for done, _ in seen] == [320 * 4 * k for k in range(1, 11)]
+    assert [run for _, run in seen] == [[0, -1]] * 5 + [[0, 1]] * 5
 
 
 def test_save_and_load(tmp_path):

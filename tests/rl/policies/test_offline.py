@@ -1,6 +1,7 @@
 """What offline learners share: batches, runs side by side, interruption, failure, files, refusals; on each discrete learner."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -190,15 +191,50 @@ def test_nothing_is_drawn_from_the_global_generator(learner):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_the_unfinished_policy_is_shown_twenty_times(learner):
+def test_the_unfinished_policy_is_shown_ten_times(learner):
     fit, config, _ = learner
     seen = []
-    whole = fit(walks(), WORLDS, ACTIONS, replace(config, updates=90), seed=0,
+    whole = fit(walks(), WORLDS, ACTIONS, replace(config, updates=45), seed=0,
                 watch=lambda done, policy: seen.append((done, weights(policy))))
-    assert [done for done, _ in seen] == [5, 9, 14, 18, 23, 27, 32, 36, 41, 45, 50, 54, 59, 63, 68, 72, 77, 81, 86, 90]
+    assert [done for done, _ in seen] == [5, 9, 14, 18, 23, 27, 32, 36, 41, 45]
     short = weights(fit(walks(), WORLDS, ACTIONS, replace(config, updates=14), seed=0))
     assert all(torch.equal(value, seen[2][1][name]) for name, value in short.items())       # and later updates leave it alone
     assert all(torch.equal(value, seen[-1][1][name]) for name, value in weights(whole).items())
+
+
+# ---- looks that are judged
+
+@pytest.fixture
+def thrice(monkeypatch):
+    monkeypatch.setattr(offline, "JUDGED", 3)
+
+
+@pytest.mark.parametrize(("worth", "kept"), [
+    ((1.0, -torch.inf, 0.5), 0), ((1.0, 1.0, 0.5), 1), ((torch.nan, torch.nan, -torch.inf), 2)])
+def test_each_run_keeps_its_best_look(learner, thrice, worth, kept):
+    """Of equal ones the later; the last one where none could be judged."""
+    fit, config, _ = learner
+    config, seen, told = replace(config, updates=30), [], iter([*zip((1.0, 3.0, 2.0), worth, strict=True)])
+    policy = fit(walks(), WORLDS, ACTIONS, config, seed=0, judge=lambda policy: torch.tensor(next(told)),
+                 watch=lambda done, policy: seen.append(weights(policy)))
+    plain = fit(walks(), WORLDS, ACTIONS, config, seed=0)
+    for name, value in weights(policy).items():
+        assert torch.equal(value, torch.stack([seen[1][name][0], seen[kept][name][1]]))
+        assert torch.equal(seen[2][name], weights(plain)[name])                                # looking changes nothing
+    assert not all(torch.equal(value, seen[2][name]) for name, value in seen[1].items())
+    known = [None if value != value or value == -torch.inf else value for value in worth]
+    assert policy.history[-1] == {"looks": {str(10 * k): [first, second] for k, (first, second) in enumerate(
+        zip((1.0, 3.0, 2.0), known, strict=True), 1)}}
+    assert [entry["update"] for entry in policy.history[:-1]] == [entry["update"] for entry in plain.history]
+
+
+def test_a_run_that_diverged_stays_failed_whatever_its_looks(thrice):
+    data, run = numbered((60, 60)), torch.tensor([0, 1])
+    worth = iter([torch.tensor([1.0, 9.0]), torch.tensor([2.0, 8.0]), torch.tensor([1.0, 7.0])])
+    policy = fit_guess(data, run, ACTIONS, GuessConfig(updates=30, breaks=(1, 25)), seed=0, judge=lambda policy: next(worth))
+    assert policy.failed.tolist() == [-1, 26]
+    assert [policy.able(agent) for agent in (0, 1)] == [True, False]
+    assert all(parameter[0].isfinite().all() for parameter in policy.networks["value"].parameters())
 
 
 # ---- interruption
@@ -219,22 +255,33 @@ def interrupted(fit, config, file, seed=0):
     assert file.exists()
 
 
+def sums(policy):
+    """A judge whose best look is anywhere."""
+    return torch.stack([(100 * value).sin().flatten(1).sum(1) for value in weights(policy).values()]).sum(0)
+
+
+@pytest.mark.parametrize("judge", [None, sums])
 @pytest.mark.parametrize("case", [*LEARNERS.values(), (fit_guess, GuessConfig(), None)], ids=[*LEARNERS, "noisy"])
-def test_interrupted_training_goes_on_to_the_same_bits(case, often, tmp_path):
-    fit, config, _ = case
+def test_interrupted_training_goes_on_to_the_same_bits(case, judge, often, tmp_path):
+    fit, config, _ = (partial(case[0], judge=judge), *case[1:])
     config = replace(config, updates=75, **({"follow": 15} if isinstance(config, CQLConfig) else {}))
     straight = fit(walks(), WORLDS, ACTIONS, config, seed=0)
     interrupted(fit, config, tmp_path / "half")
     heard = []
     resumed = fit(walks(), WORLDS, ACTIONS, config, seed=0, checkpoint=tmp_path / "half", progress=heard.append)
     assert heard[0]["update"] == 40                                       # not from the start
-    assert [(x["update"], x["loss"]) for x in resumed.history] == [(x["update"], x["loss"]) for x in straight.history]
+    assert [(x.get("update"), x.get("loss"), x.get("looks")) for x in resumed.history] == \
+        [(x.get("update"), x.get("loss"), x.get("looks")) for x in straight.history]
     assert all(torch.equal(value, weights(straight)[name]) for name, value in weights(resumed).items())
     assert not (tmp_path / "half").exists()
 
 
 def test_unfinished_training_of_another_seed_setting_or_data_is_not_taken_up(often, tmp_path):
+    """Nor one whose looks were not judged."""
     config = GuessConfig(updates=75)
+    interrupted(fit_guess, config, tmp_path / "half")
+    late = fit_guess(walks(), WORLDS, ACTIONS, config, seed=0, checkpoint=tmp_path / "half", judge=sums)
+    assert len(late.history[-1]["looks"]) == 20
     for data, settings, seed in ((walks(), config, 1), (walks(), replace(config, batch=16), 0), (walks(seed=1), config, 0)):
         interrupted(fit_guess, config, tmp_path / "half")
         other = fit_guess(data, WORLDS, ACTIONS, settings, seed=seed, checkpoint=tmp_path / "half")
