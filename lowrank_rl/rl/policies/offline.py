@@ -221,6 +221,8 @@ class Looks:
 
     def look(self, done: int, networks: dict[str, Mlp], worth: Tensor) -> None:
         """worth: (G,), higher is better; of equal looks the later is kept."""
+        if not isinstance(worth, Tensor) or worth.shape != self.worth.shape[1:]:
+            raise ValueError(f"judge: expected a tensor with a number for each of {self.worth.shape[1]} runs, got {worth!r}")
         worth = torch.where(worth.isnan(), -torch.inf, worth.double())[None]
         self.done, self.worth = torch.cat([self.done, torch.tensor([done])]), torch.cat([self.worth, worth])
         _copy(self.networks, networks, worth[0] >= self.worth.amax(0))
@@ -333,7 +335,7 @@ def fit(make: Callable[..., Learner], choose: Callable[..., Tensor], options: di
 
     Raises:
         ValueError: shapes that disagree, NaN or Inf, an agent out of range, actions of another kind or outside the bounds,
-            a run without steps.
+            a run without steps, a judge's word that is no number for each run.
     """
     checked(data, run, actions)
     discrete = isinstance(actions, Discrete)

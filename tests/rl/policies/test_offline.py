@@ -237,6 +237,12 @@ def test_a_run_that_diverged_stays_failed_whatever_its_looks(thrice):
     assert all(parameter[0].isfinite().all() for parameter in policy.networks["value"].parameters())
 
 
+@pytest.mark.parametrize("word", [1.0, torch.ones(3), torch.ones(2, 1)])
+def test_a_judge_has_a_number_for_each_run(word):
+    with pytest.raises(ValueError, match="judge: expected a tensor with a number for each of 2 runs, got"):
+        fit_guess(walks(), WORLDS, ACTIONS, GuessConfig(), seed=0, judge=lambda policy: word)
+
+
 # ---- interruption
 
 @pytest.fixture
