@@ -28,6 +28,7 @@ from lowrank_rl.rl import data
 from lowrank_rl.rl.contracts import Discrete, Environment, Experience
 from lowrank_rl.rl.envs import cartpole, halfcheetah, mountaincar
 from lowrank_rl.rl.policies import offline
+from lowrank_rl.rl.policies.batches import Logs
 from lowrank_rl.rl.policies.bcq import BCQ, BCQConfig
 from lowrank_rl.rl.policies.bcq_continuous import ContinuousBCQ, ContinuousBCQConfig
 from lowrank_rl.rl.policies.cql import CQL, CQLConfig
@@ -64,7 +65,7 @@ def ours(case: Case, logged: Experience, runs: int, seed: int) -> Callable[[], N
     """One update of every run; each has its share of the agents."""
     actions = case.environment.actions
     discrete = isinstance(actions, Discrete)
-    kept = offline.Logs(logged, torch.arange(case.agents) % runs, discrete, "cpu")
+    kept = Logs(logged, torch.arange(case.agents) % runs, discrete, "cpu")
     learner = case.make(logged.state.shape[1], actions.n if discrete else actions.size, case.config, seed, runs, "cpu")
     generators, number = offline.streams(seed, runs, "batches"), count()
     return lambda: learner.update(kept.draw(case.config.batch, generators), next(number))

@@ -30,9 +30,9 @@ class Diverged(ValueError):
 
 def imagined(environment: Environment, model: DynamicsModel, start: np.ndarray | Tensor, count: int
              ) -> tuple[Environment, Tensor]:
-    """The environment with the model's dynamics, and its agents' covariates, (count, 1): their numbers in the model.
+    """The environment with the model's dynamics, and its agents' covariates, (count, 1) float64: their numbers in the model.
 
-    Its ``step`` raises ``Diverged`` where a prediction is no finite number.
+    Its ``step`` raises ``Diverged`` where a prediction is no finite number. Its ``reset`` draws from ``start``.
 
     Args:
         environment: its reward, ends and step limit are used, never its dynamics.

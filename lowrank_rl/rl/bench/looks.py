@@ -28,18 +28,29 @@ def kept(imagined: Curve) -> str:
 
 def table(gathered: Gathered) -> Table | None:
     """Returns of the looks that were kept, were the last, and were the best; None where nothing was selected."""
-    rows = []
+    rows, pairs = [], []
     for group in gathered.groups:
         curves = {agent: [(record.training["imagined"], record.training["curve"]) for record in records
                           if record.training.get("imagined") and record.training.get("curve")]
                   for agent, records in group.done.items()}
+        pairs += [(worth, true[at]) for each in curves.values() for imagined, true in each for at, worth in imagined.items()
+                  if worth is not None and at in true]
         if any(curves.values()):
             rows += [Row((group.method, group.dataset, name), tuple(
                 _mean([line(*pair) for pair in curves.get(agent, [])]) for agent in gathered.agents))
                 for name, line in LINES.items()]
     columns = tuple(Column(f"agent {agent}") for agent in gathered.agents)
     title = "Policies selected in simulators: returns of the looks"
-    return Table("looks", title, ("method", "data", "look"), columns, tuple(rows), (NOTE,), by_data=True) if rows else None
+    notes = (NOTE, *_agreement(pairs))
+    return Table("looks", title, ("method", "data", "look"), columns, tuple(rows), notes, by_data=True) if rows else None
+
+
+def _agreement(pairs: list[tuple[float, float]]) -> list[str]:
+    """How well simulated returns (first) told true ones, in words; nothing where either is always the same."""
+    imagined, true = np.array(pairs).reshape(-1, 2).T
+    if len(pairs) < 2 or not np.ptp(imagined) or not np.ptp(true):
+        return []
+    return [f"Over all {len(pairs)} looks the two returns correlate by {np.corrcoef(imagined, true)[0, 1]:.2f} (Pearson)."]
 
 
 def _mean(found: list[float | None]) -> Entry:

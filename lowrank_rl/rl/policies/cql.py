@@ -22,7 +22,8 @@ from lowrank_rl import check
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Discrete, Experience
 from lowrank_rl.rl.policies import offline
-from lowrank_rl.rl.policies.offline import Batch, Distinct, Learned
+from lowrank_rl.rl.policies.batches import Batch, Distinct
+from lowrank_rl.rl.policies.offline import Learned
 
 KIND = "CQL"
 

@@ -25,7 +25,8 @@ from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Box, Experience
 from lowrank_rl.rl.policies import offline
 from lowrank_rl.rl.policies.actor_critic import adam, descend, from_unit, normal, to_unit, values
-from lowrank_rl.rl.policies.offline import Batch, Learned
+from lowrank_rl.rl.policies.batches import Batch
+from lowrank_rl.rl.policies.offline import Learned
 
 KIND = "ContinuousCQL"
 LOG_STD = (-20.0, 2.0)        # of the policy

@@ -30,6 +30,7 @@ from lowrank_rl import check, rng
 from lowrank_rl.nets import Mlp
 from lowrank_rl.rl.contracts import Discrete, DynamicsModel, Environment, Experience
 from lowrank_rl.rl.policies import offline
+from lowrank_rl.rl.policies.batches import Logs
 from lowrank_rl.rl.policies.offline import WATCHED, Learned
 from lowrank_rl.tensor.functional_checkpoint import EVERY, Checkpoint, load_moments, moments, named, part
 
@@ -106,7 +107,7 @@ def fit_morel(data: Experience, run: Tensor, environment: Environment, config: M
     except ModuleNotFoundError as error:
         raise ValueError(f"morel: expected Stable-Baselines3, got '{error}'; pip install lowrank_rl[policies]") from error
     offline.checked(data, run, environment.actions)
-    logs = offline.Logs(data, run, isinstance(environment.actions, Discrete), "cpu")
+    logs = Logs(data, run, isinstance(environment.actions, Discrete), "cpu")
     own, failed, history = run[data.agent], torch.full((logs.runs,), -1), []
     policies: list[Mlp] = []
     size = config.episodes * config.rollout

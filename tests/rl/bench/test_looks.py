@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import numpy as np
+
 from lowrank_rl.rl.bench import cases, looks, page, report, tables
 from lowrank_rl.rl.bench.page import Chapter
 from lowrank_rl.rl.bench.store import Cell, Record
@@ -37,6 +39,13 @@ def test_kept_last_and_best_looks():
                      "last": ["-69.5", "-80", "-", "-61"], "best": ["-49.5", "-80", "-", "-60.5"]}
     assert "Policies selected in simulators" in "\n".join(tables.markdown(table))
     assert "Policies selected in simulators: returns of the looks, random data" in page.page(Chapter(built))
+
+
+def test_how_well_simulators_judge():
+    one, two = record([-50.0, -60.0, None], [-52.0, -58.0, -500.0]), record([-70.0], [-80.0], agent=2)
+    known = np.corrcoef([-50, -60, -70], [-52, -58, -80])[0, 1]
+    assert build(one, two).table("looks").notes[1] == f"Over all 3 looks the two returns correlate by {known:.2f} (Pearson)."
+    assert len(build(record([-50.0, -50.0], [-51.0, -52.0])).table("looks").notes) == 1
 
 
 def test_a_curve_that_begins_later():

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lowrank_rl.rl.policies.offline import Batch
+from lowrank_rl.rl.policies.batches import Batch
 from lowrank_rl.rng import stream
 
 G, B, D, ACTIONS = 2, 20, 3, 3

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lowrank_rl.rl.contracts import Box
+from lowrank_rl.rl.policies.batches import Batch
 from lowrank_rl.rl.policies.bcq_continuous import ContinuousBCQ, ContinuousBCQConfig, choose, fit_bcq_continuous
-from lowrank_rl.rl.policies.offline import Batch
 from lowrank_rl.rng import stream
 from policies.points import BOX, acted, logs, one, push
 

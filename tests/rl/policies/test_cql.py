@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lowrank_rl.nets import Mlp
+from lowrank_rl.rl.policies.batches import Distinct
 from lowrank_rl.rl.policies.cql import CQL, CQLConfig, choose
-from lowrank_rl.rl.policies.offline import Distinct
 from lowrank_rl.rng import stream
 from policies.by_hand import ACTIONS, B, D, G, batch, huber, log_sum, outputs, shaken
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lowrank_rl.rl.contracts import Box
+from lowrank_rl.rl.policies.batches import Batch
 from lowrank_rl.rl.policies.cql_continuous import ContinuousCQL, ContinuousCQLConfig, fit_cql_continuous, gaps, sample
-from lowrank_rl.rl.policies.offline import Batch
 from lowrank_rl.rng import stream
 from policies.points import BOX, acted, logs, one, push
 

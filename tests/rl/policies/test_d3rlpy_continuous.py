@@ -8,9 +8,9 @@ from torch import nn
 
 from lowrank_rl.rl.contracts import Box
 from lowrank_rl.rl.policies import bcq_continuous, cql_continuous
+from lowrank_rl.rl.policies.batches import Batch
 from lowrank_rl.rl.policies.bcq_continuous import ContinuousBCQ, ContinuousBCQConfig
 from lowrank_rl.rl.policies.cql_continuous import ContinuousCQL, ContinuousCQLConfig
-from lowrank_rl.rl.policies.offline import Batch
 from lowrank_rl.rng import stream
 
 d3rlpy = pytest.importorskip("d3rlpy")
